@@ -1,0 +1,1 @@
+"""How the services are deployed: migrations, the embedded stack, containers, Kubernetes."""

@@ -1,0 +1,76 @@
+"""Bring a database to the present schema: `python -m infra.migrate`, with STOWAGE_DATABASE_URL set.
+
+Our tables by dbmate from `infra/migrations`, the queue's by pgqueuer, which owns their shape. Safe to run again, and
+by several at once.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from libs.common.queue import queue_queries
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_LOCK = 7101_7102_7103
+
+
+class MigrationError(Exception):
+    """The schema could not be brought up to date; the message is dbmate's."""
+
+
+def _run_dbmate(database_url: str) -> None:
+    search = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+    dbmate = shutil.which("dbmate", path=search)
+    if dbmate is None:
+        raise MigrationError("dbmate is not installed; it is part of requirements/runtime.txt")
+    parts = urlsplit(database_url)
+    query = f"{parts.query}&sslmode=disable" if "sslmode" not in parts.query else parts.query
+    finished = subprocess.run(
+        [dbmate, "--migrations-dir", str(_MIGRATIONS), "--no-dump-schema", "up"],
+        env={"DATABASE_URL": parts._replace(query=query).geturl(), "PATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode != 0:
+        raise MigrationError((finished.stderr or finished.stdout).strip())
+
+
+async def migrate(database_url: str) -> None:
+    """Bring the database to the present schema, or raise MigrationError and leave it as far as it got."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await asyncio.to_thread(_run_dbmate, database_url)
+        queries = queue_queries(connection)
+        if await queries.schema_is_installed():
+            await queries.upgrade()
+        else:
+            await queries.install(create_schema=False)
+    finally:
+        await connection.close()
+
+
+def main() -> int:
+    """Migrate what STOWAGE_DATABASE_URL names; 0, or 1 with the reason on standard error."""
+    database_url = os.environ.get("STOWAGE_DATABASE_URL")
+    if not database_url:
+        sys.stderr.write("STOWAGE_DATABASE_URL is not set\n")
+        return 1
+    try:
+        asyncio.run(migrate(database_url))
+    except (MigrationError, OSError, asyncpg.PostgresError) as error:
+        sys.stderr.write(f"migration failed: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

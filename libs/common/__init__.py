@@ -1,0 +1,1 @@
+"""Settings, database, object store, HTTP, audit, wire models and clients: what every service stands on."""

@@ -1,0 +1,106 @@
+"""PostgreSQL: a pool whose connections speak JSON, and a hub for notifications."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+
+async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    for type_name in ("json", "jsonb"):
+        await connection.set_type_codec(
+            type_name,
+            encoder=lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
+            decoder=json.loads,
+            schema="pg_catalog",
+        )
+
+
+@asynccontextmanager
+async def open_pool(url: str, *, size: int, application_name: str) -> AsyncIterator[Pool]:
+    """A pool of at most `size` connections. `json` and `jsonb` columns are Python values in both directions."""
+    pool = await asyncpg.create_pool(
+        url,
+        min_size=1,
+        max_size=size,
+        init=_prepare,
+        command_timeout=60,
+        server_settings={"application_name": application_name, "timezone": "UTC"},
+    )
+    try:
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), timeout=10)
+        except TimeoutError:
+            pool.terminate()
+
+
+class Notifications:
+    """Wakes waiters when PostgreSQL notifies a channel.
+
+    A notification only says "look again": payloads name the subject, state is always read from tables. A lost
+    connection is replaced, and everybody is woken then, since notifications sent in between are gone.
+    """
+
+    def __init__(self, url: str, channel: str) -> None:
+        self._url = url
+        self._channel = channel
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Notifications"]:
+        """Listen for as long as the context is open."""
+        task = asyncio.create_task(self._listen())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    @asynccontextmanager
+    async def subscribed(self, subject: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever the channel is notified with `subject` as payload; the waiter clears it."""
+        event = asyncio.Event()
+        self._events.setdefault(subject, set()).add(event)
+        try:
+            yield event
+        finally:
+            waiting = self._events[subject]
+            waiting.discard(event)
+            if not waiting:
+                del self._events[subject]
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                connection = await asyncpg.connect(self._url, timeout=10)
+            except (OSError, asyncpg.PostgresError, TimeoutError):
+                await asyncio.sleep(1)
+                continue
+            lost = asyncio.Event()
+            connection.add_termination_listener(lambda _, lost=lost: lost.set())
+            try:
+                await connection.add_listener(self._channel, self._notified)  # type: ignore[arg-type]
+                self._wake_all()
+                await lost.wait()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(1)
+            finally:
+                connection.terminate()
+
+    def _notified(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
+        for event in self._events.get(payload, ()):
+            event.set()
+
+    def _wake_all(self) -> None:
+        for events in self._events.values():
+            for event in events:
+                event.set()

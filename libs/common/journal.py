@@ -1,0 +1,193 @@
+"""Logs while they are written: lines in PostgreSQL until the work ends, then one text object in the bucket.
+
+Each service that runs things has a table `<schema>.journal` and a notification channel `<schema>_journal`. A stream is
+the id of a run or build. Lines can be followed from any replica, in order, and are there also when their writer died.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from libs.common.database import Connection, Notifications, Pool
+from libs.common.models import LogEntry, rfc3339
+
+_FLUSH_SECONDS = 0.1
+_FLUSH_LINES = 500
+_POLL_SECONDS = 2.0
+_PAGE_LINES = 1000
+_MAX_LINE_CHARACTERS = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLimits:
+    """How much one stream may hold; what comes after is counted and dropped."""
+
+    max_bytes: int = 16 * 1024 * 1024
+
+
+class Journal:
+    """The journal of one service."""
+
+    def __init__(self, pool: Pool, schema: str, notifications: Notifications) -> None:
+        self._pool = pool
+        self._channel = f"{schema}_journal"
+        self._notifications = notifications
+        table = f"{schema}.journal"
+        # The schema is a constant of the service, never input.
+        self._insert = (
+            f"INSERT INTO {table} (stream, seq, at, source, level, message, fields) "  # noqa: S608
+            "SELECT $1, * FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::jsonb[])"
+        )
+        self._select = (
+            f"SELECT seq, at, source, level, message, fields FROM {table} "  # noqa: S608
+            "WHERE stream = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+        )
+        self._last = f"SELECT coalesce(max(seq), 0) FROM {table} WHERE stream = $1"  # noqa: S608
+        self._delete = f"DELETE FROM {table} WHERE stream = $1"  # noqa: S608
+
+    @asynccontextmanager
+    async def writing(self, stream: str, limits: JournalLimits | None = None) -> AsyncIterator["JournalWriter"]:
+        """A writer that continues after the last line of `stream`; everything is stored when the context ends."""
+        async with self._pool.acquire() as connection:
+            last: int = await connection.fetchval(self._last, stream)
+        writer = JournalWriter(self, stream, last, limits or JournalLimits())
+        task = asyncio.create_task(writer.flush_regularly())
+        try:
+            yield writer
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await writer.flush()
+
+    async def store(self, stream: str, entries: list[LogEntry]) -> None:
+        """Store lines and wake whoever follows."""
+        if not entries:
+            return
+        async with self._pool.acquire() as connection:
+            await connection.execute(
+                self._insert,
+                stream,
+                [entry.seq for entry in entries],
+                [entry.at for entry in entries],
+                [entry.source for entry in entries],
+                [entry.level for entry in entries],
+                [entry.message for entry in entries],
+                [entry.fields for entry in entries],
+            )
+            await connection.execute("SELECT pg_notify($1, $2)", self._channel, stream)
+
+    async def read(self, stream: str, *, after: int = 0, limit: int = _PAGE_LINES) -> list[LogEntry]:
+        """Up to `limit` lines after line `after`."""
+        async with self._pool.acquire() as connection:
+            rows = await connection.fetch(self._select, stream, after, limit)
+        return [LogEntry.model_validate(dict(row)) for row in rows]
+
+    async def read_all(self, stream: str, *, after: int = 0) -> AsyncIterator[LogEntry]:
+        """Every line that is there now."""
+        while entries := await self.read(stream, after=after):
+            for entry in entries:
+                yield entry
+            after = entries[-1].seq
+
+    async def wake(self, connection: Connection, stream: str) -> None:
+        """Wake the followers of `stream` when the transaction commits: something other than its lines changed."""
+        await connection.execute("SELECT pg_notify($1, $2)", self._channel, stream)
+
+    @asynccontextmanager
+    async def changes(self, stream: str) -> AsyncIterator["Changes"]:
+        """Wait for news of a stream: `async with journal.changes(id) as changes: … await changes.wait()`."""
+        async with self._notifications.subscribed(stream) as event:
+            yield Changes(event)
+
+    async def discard(self, connection: Connection, stream: str) -> None:
+        """Delete the lines of a stream, once they are in the bucket."""
+        await connection.execute(self._delete, stream)
+
+
+class Changes:
+    """News of one stream."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+
+    async def wait(self) -> None:
+        """Return when something may have changed: at a notification, or after two seconds in case one was lost."""
+        try:
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._event.clear()
+
+
+class JournalWriter:
+    """Collects lines and stores them in batches. Only one writer may write a stream at a time."""
+
+    def __init__(self, journal: Journal, stream: str, last: int, limits: JournalLimits) -> None:
+        self._journal = journal
+        self._stream = stream
+        self._seq = last
+        self._limits = limits
+        self._bytes = 0
+        self._dropped = 0
+        self._pending: list[LogEntry] = []
+        self._full = asyncio.Event()
+        self._flushing = asyncio.Lock()
+
+    def write(self, source: str, message: str, *, level: str = "info", fields: dict[str, Any] | None = None) -> None:
+        """Add a line. Over-long lines are cut, and lines beyond the limit of the stream are dropped and counted."""
+        clean = message.replace("\x00", "\ufffd")
+        if len(clean) > _MAX_LINE_CHARACTERS:
+            clean = clean[:_MAX_LINE_CHARACTERS] + f"… ({len(clean) - _MAX_LINE_CHARACTERS} more characters)"
+        self._bytes += len(clean) + 64
+        if self._bytes > self._limits.max_bytes:
+            self._dropped += 1
+            return
+        self._add(source, clean, level, fields)
+
+    def _add(self, source: str, message: str, level: str, fields: dict[str, Any] | None) -> None:
+        self._seq += 1
+        self._pending.append(
+            LogEntry(seq=self._seq, at=datetime.now(UTC), source=source, level=level, message=message, fields=fields)
+        )
+        if len(self._pending) >= _FLUSH_LINES:
+            self._full.set()
+
+    async def flush(self) -> None:
+        """Store what was collected; also the count of what was dropped, as a line of its own."""
+        async with self._flushing:
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                self._add("system", f"{dropped} more lines were dropped: the log is full.", "warning", None)
+            pending, self._pending = self._pending, []
+            for start in range(0, len(pending), _PAGE_LINES):
+                await self._journal.store(self._stream, pending[start : start + _PAGE_LINES])
+
+    async def flush_regularly(self) -> None:
+        """Store at least every tenth of a second, for as long as the task runs."""
+        while True:
+            try:
+                async with asyncio.timeout(_FLUSH_SECONDS):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
+            self._full.clear()
+            if self._pending:
+                await asyncio.shield(self.flush())
+
+
+def render_line(entry: LogEntry) -> str:
+    """A line as text: time, source, level where it is not info, message, fields as JSON."""
+    level = "" if entry.level == "info" else f" {entry.level.upper()}"
+    fields = f" {json.dumps(entry.fields, ensure_ascii=False)}" if entry.fields else ""
+    return f"{rfc3339(entry.at)} [{entry.source}]{level} {entry.message}{fields}\n"
+
+
+def render_lines(entries: Iterable[LogEntry]) -> bytes:
+    """Lines as UTF-8 text."""
+    return "".join(render_line(entry) for entry in entries).encode("utf-8", "replace")

@@ -1,0 +1,559 @@
+"""The shapes on the wire, shared by services and clients so that they can't drift apart.
+
+Names are camelCase on the wire and snake_case here. Requests refuse unknown fields, resources ignore them, so that a
+client may be older than its server. Times are RFC 3339 in UTC with milliseconds, sizes are bytes, digests are
+`sha256:<hex>`.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment as RFC 3339 in UTC with milliseconds: `2026-11-22T21:46:00.123Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Timestamp = Annotated[datetime, PlainSerializer(rfc3339, when_used="json")]
+
+
+class Resource(BaseModel):
+    """Something that a service answers with."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", from_attributes=True)
+
+
+class Request(BaseModel):
+    """Something that a client sends."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+
+Item = TypeVar("Item", bound=Resource)
+
+
+class Page(Resource, Generic[Item]):
+    """One page of a list; `next` is the cursor of the next one, null on the last."""
+
+    items: list[Item]
+    next: str | None = None
+
+
+# --- registry -------------------------------------------------------------------------------------------------------
+
+
+class VersionStatus(StrEnum):
+    """Whether a version is offered."""
+
+    ACTIVE = "active"
+    DEPRECATED = "deprecated"
+
+
+class NativeFile(Resource):
+    """A member of a bundle that only one platform can load."""
+
+    path: str
+    platform: str
+
+
+class Artifact(Resource):
+    """A tarball in the bucket, and what its bytes say."""
+
+    digest: str
+    content_digest: str
+    size: int
+    unpacked_size: int
+    file_count: int
+    compression: str
+    object_key: str
+    manifest: dict[str, Any]
+    platforms: list[str]
+    native: list[NativeFile]
+    created_at: Timestamp
+
+
+class Bundle(Resource):
+    """A named thing that can be run."""
+
+    slug: str
+    display_name: str | None
+    description: str | None
+    metadata: dict[str, Any]
+    latest: str | None
+    created_at: Timestamp
+    created_by: str
+
+
+class Version(Resource):
+    """A version and its current revision. The last four fields are null until it is replaced."""
+
+    slug: str
+    version: str
+    revision: int
+    digest: str
+    content_digest: str
+    size: int
+    unpacked_size: int
+    file_count: int
+    platforms: list[str]
+    status: VersionStatus
+    deprecation_reason: str | None
+    immutable: bool
+    manifest: dict[str, Any]
+    published_at: Timestamp
+    published_by: str
+    replaced_at: Timestamp | None
+    replaced_by: str | None
+    reason: str | None
+    previous_digest: str | None
+
+
+class Revision(Resource):
+    """One publication of a version."""
+
+    revision: int
+    digest: str
+    content_digest: str
+    size: int
+    platforms: list[str]
+    published_at: Timestamp
+    published_by: str
+    reason: str | None
+    previous_digest: str | None
+    build_id: str | None
+
+
+class FileEntry(Resource):
+    """One member of an artifact."""
+
+    path: str
+    type: str
+    size: int
+    mode: str
+    digest: str | None
+    link_target: str | None
+
+
+class Difference(Resource):
+    """What differs between two artifacts, by file. The lists hold the first paths only, the counts are whole."""
+
+    added: int
+    removed: int
+    changed: int
+    added_paths: list[str]
+    removed_paths: list[str]
+    changed_paths: list[str]
+
+
+class VersionPatch(Request):
+    """Deprecate a version, or take that back."""
+
+    status: VersionStatus
+    reason: str | None = Field(None, max_length=1000)
+
+
+class Resolution(Resource):
+    """What a reference such as `latest`, `1.2.0` or `sha256:…` means right now, with all that a run needs."""
+
+    slug: str
+    version: str
+    revision: int
+    status: VersionStatus
+    artifact: Artifact
+
+
+class LegacyArtifact(Request):
+    """The tarball inside the older JSON body. `data` is base64: standard or url-safe, or a data URL."""
+
+    data: str
+    filename: str | None = None
+    content_type: str | None = None
+    checksum: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="SHA-256 of the bytes, hexadecimal")
+
+
+class LegacyPublish(Request):
+    """The older JSON body of `POST /job-bundles`."""
+
+    slug: str
+    version: str
+    manifest: dict[str, Any]
+    capability_flags: list[str] = Field(default_factory=list)
+    immutable: bool = False
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    description: str | None = None
+    display_name: str | None = None
+    force: bool = False
+    artifact: LegacyArtifact
+
+
+class LegacyPublished(Resource):
+    """The answer to the older JSON body, below `data`."""
+
+    bundle: Bundle
+    version: Version
+
+
+class LegacyAnswer(Resource):
+    """The envelope of the older answer."""
+
+    data: LegacyPublished
+
+
+class TokenRequest(Request):
+    """A token to be made. Scopes are names; unknown ones are refused."""
+
+    subject: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
+    scopes: list[str] = Field(min_length=1)
+    expires_at: datetime | None = None
+
+
+class Token(Resource):
+    """A token as it can be shown: never its secret."""
+
+    id: str
+    subject: str
+    scopes: list[str]
+    created_at: Timestamp
+    created_by: str
+    expires_at: Timestamp | None
+    revoked_at: Timestamp | None
+
+
+class NewToken(Token):
+    """A token at the one moment when its secret is known."""
+
+    token: str
+
+
+class Introspection(Resource):
+    """Whom a token speaks for (after RFC 7662)."""
+
+    active: bool
+    subject: str | None = None
+    scopes: list[str] = Field(default_factory=list)
+
+
+class IntrospectionRequest(Request):
+    """A token that another service was shown."""
+
+    token: str
+
+
+class AuditEvent(Resource):
+    """One line of the audit trail."""
+
+    id: int
+    at: Timestamp
+    actor: str
+    action: str
+    subject: str
+    digest: str | None
+    previous_digest: str | None
+    reason: str | None
+    request_id: str | None
+    client: str | None
+    detail: dict[str, Any]
+
+
+# --- jobs and workflows ---------------------------------------------------------------------------------------------
+
+
+class Limits(Request):
+    """What a run may use at most; null is the runner's own setting."""
+
+    timeout_seconds: float | None = Field(None, gt=0, le=86_400)
+    memory_bytes: int | None = Field(None, ge=16 * 1024 * 1024)
+    processes: int | None = Field(None, ge=1)
+    file_bytes: int | None = Field(None, ge=0)
+
+
+class RetryPolicy(Request):
+    """How often a run is tried when the runner that held it was lost."""
+
+    attempts: int = Field(3, ge=1, le=20)
+
+
+class JobDefinition(Request):
+    """A runnable definition: a bundle reference and defaults."""
+
+    bundle: str = Field(description="slug@version, slug@latest or slug@sha256:…")
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    limits: Limits = Field(default_factory=Limits)
+    retry: RetryPolicy = Field(default_factory=RetryPolicy)
+
+
+class Job(Resource):
+    """A job as it is kept."""
+
+    slug: str
+    definition: JobDefinition
+    revision: int
+    updated_at: Timestamp
+    updated_by: str
+
+
+class InputSource(Request):
+    """Where an input comes from: an output of an earlier step, or of a run by id (which may be a template).
+
+    A `path` that ends in `/` means everything below it, given to the job as a directory.
+    """
+
+    step: str | None = None
+    run: str | None = None
+    path: str = Field(min_length=1, max_length=1024)
+    optional: bool = False
+
+
+class StepDefinition(Request):
+    """One step of a workflow."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    job: str
+    depends_on: list[str] = Field(default_factory=list)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, InputSource] = Field(default_factory=dict)
+
+
+class WorkflowDefinition(Request):
+    """A DAG of steps, each a job."""
+
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    steps: list[StepDefinition] = Field(min_length=1, max_length=200)
+
+
+class Workflow(Resource):
+    """A workflow as it is kept."""
+
+    slug: str
+    definition: WorkflowDefinition
+    revision: int
+    updated_at: Timestamp
+    updated_by: str
+
+
+# --- builder --------------------------------------------------------------------------------------------------------
+
+
+class ImportState(StrEnum):
+    """How far an import is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    PARTIALLY_FAILED = "partially_failed"
+    FAILED = "failed"
+
+
+class BuildState(StrEnum):
+    """How far a build is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class BuildStage(StrEnum):
+    """What a build is doing, in order."""
+
+    COPY = "copy"
+    INSTALL = "install"
+    BUILD = "build"
+    PRUNE = "prune"
+    PUBLISH = "publish"
+    DONE = "done"
+
+
+class ImportRequest(Request):
+    """Rebuild and force-publish the bundles of an example; all of them unless `bundles` names some."""
+
+    example: str
+    bundles: list[str] | None = Field(None, min_length=1)
+
+
+class Failure(Resource):
+    """Why something ended badly: a stable type, and a sentence for a person."""
+
+    type: str
+    message: str
+    log_tail: list[str] = Field(default_factory=list)
+
+
+class Build(Resource):
+    """One source turned into one artifact. `unchanged`: what was built is what was published already."""
+
+    id: str
+    import_id: str
+    slug: str
+    state: BuildState
+    stage: BuildStage | None
+    version: str | None
+    revision: int | None
+    digest: str | None
+    previous_digest: str | None
+    unchanged: bool | None
+    platforms: list[str]
+    error: Failure | None
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+
+class Import(Resource):
+    """One request to rebuild and publish the bundles of an example."""
+
+    id: str
+    example: str
+    state: ImportState
+    builds: list[Build]
+    error: Failure | None
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+
+# --- runner ---------------------------------------------------------------------------------------------------------
+
+
+class RunState(StrEnum):
+    """How far a run is; the last five are final."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen."""
+        return self not in (RunState.QUEUED, RunState.STARTING, RunState.RUNNING)
+
+
+class RunRequest(Request):
+    """Run a bundle (`slug@1.2.0`, `slug@latest`, `slug@sha256:…`) or a job by its slug: exactly one of the two."""
+
+    bundle: str | None = None
+    job: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, InputSource] = Field(default_factory=dict)
+    timeout_seconds: float | None = Field(None, gt=0, le=86_400)
+
+
+class Timings(Resource):
+    """What each phase of a run cost, in milliseconds; null where it was not reached."""
+
+    queued_ms: int | None = None
+    fetch_ms: int | None = None
+    start_ms: int | None = None
+    handler_ms: int | None = None
+    upload_ms: int | None = None
+
+
+class Run(Resource):
+    """One execution, pinned to an artifact digest when it was accepted."""
+
+    id: str
+    state: RunState
+    slug: str
+    version: str
+    revision: int
+    digest: str
+    job: str | None
+    workflow_run_id: str | None
+    step: str | None
+    parameters: dict[str, Any]
+    inputs: dict[str, InputSource]
+    result: Any
+    error: Failure | None
+    progress: float | None
+    progress_message: str | None
+    attempts: int
+    timings: Timings
+    created_at: Timestamp
+    created_by: str
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+
+class Output(Resource):
+    """A file that a run left in `outputs/`."""
+
+    path: str
+    size: int
+    digest: str
+    content_type: str
+
+
+class WorkflowRunState(StrEnum):
+    """How far a workflow run is; the last three are final."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepState(StrEnum):
+    """How far a step is: waiting for what it depends on, then as its run; skipped when that failed."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+class WorkflowRunRequest(Request):
+    """Start a workflow; parameters go over the workflow's defaults."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Step(Resource):
+    """One step of a workflow run and the run that executes it."""
+
+    name: str
+    job: str
+    state: StepState
+    run_id: str | None
+    result: Any
+    error: Failure | None
+
+
+class WorkflowRun(Resource):
+    """One execution of a workflow."""
+
+    id: str
+    workflow: str
+    state: WorkflowRunState
+    parameters: dict[str, Any]
+    steps: list[Step]
+    created_at: Timestamp
+    created_by: str
+    finished_at: Timestamp | None
+
+
+# --- logs -----------------------------------------------------------------------------------------------------------
+
+
+class LogEntry(Resource):
+    """One line of a log: its source (`stdout`, `stderr`, `logger`, `system`, a build stage) and what it says."""
+
+    seq: int
+    at: Timestamp
+    source: str
+    level: str
+    message: str
+    fields: dict[str, Any] | None = None

@@ -1,0 +1,290 @@
+"""The bucket. Methods block and are meant for worker threads (`asyncio.to_thread`); the client is thread-safe.
+
+Where the database and the bucket can disagree the database says what should be there and the bucket what is.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from libs.common.errors import StowageError, Unavailable
+from libs.common.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+PART_BYTES = 8 * 1024 * 1024
+"""Size of the parts of a multipart upload; S3 wants at least 5 MiB for all but the last."""
+
+_READ_BYTES = 1024 * 1024
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
+
+
+class ObjectMissing(StowageError):
+    """No object has this key."""
+
+    kind = "object-missing"
+
+
+class ObjectStoreUnavailable(Unavailable):
+    """The S3 server can't be reached, refuses our credentials, or broke off."""
+
+    kind = "object-store-unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What HEAD tells of an object: size in bytes, content type, user metadata."""
+
+    key: str
+    size: int
+    content_type: str
+    metadata: Mapping[str, str]
+
+
+def artifact_key(digest: str, compression: str) -> str:
+    """Where the artifact with `digest` (`sha256:<hex>`) lives: `artifacts/sha256/ab/abcd….tgz`, `.tar.zst` for zstd."""
+    value = digest.removeprefix("sha256:")
+    return f"artifacts/sha256/{value[:2]}/{value}.{'tar.zst' if compression == 'zstd' else 'tgz'}"
+
+
+def build_log_key(build_id: str) -> str:
+    """Where the log of a build lives."""
+    return f"logs/builds/{build_id}.log"
+
+
+def run_log_key(run_id: str) -> str:
+    """Where the log of a run lives."""
+    return f"logs/runs/{run_id}.log"
+
+
+def output_key(run_id: str, path: str) -> str:
+    """Where the output `path` of a run lives."""
+    return f"outputs/{run_id}/{path}"
+
+
+@contextmanager
+def _translated(action: str, key: str) -> Iterator[None]:
+    """Raise botocore's and urllib3's errors as ours."""
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _ABSENT:
+            raise ObjectMissing(f"the bucket has no object {key}", key=key) from error
+        if code in _DENIED:
+            raise ObjectStoreUnavailable(
+                f"the S3 server refused to {action} {key}: {code}. Check the S3 credentials."
+            ) from error
+        raise ObjectStoreUnavailable(f"the S3 server could not {action} {key}: {code or error}") from error
+    except (BotoCoreError, HTTPError, OSError) as error:
+        raise ObjectStoreUnavailable(
+            f"the S3 server can't be reached to {action} {key}: {type(error).__name__}"
+        ) from error
+
+
+def _checksum(data: bytes | memoryview) -> str:
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+class ObjectStore:
+    """One bucket of an S3 server."""
+
+    def __init__(self, settings: ServiceSettings, *, connections: int = 32) -> None:
+        self.bucket = settings.s3_bucket
+        self._client: S3Client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.s3_endpoint,
+            aws_access_key_id=settings.s3_access_key.get_secret_value(),
+            aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+            region_name=settings.s3_region,
+            config=Config(
+                s3={"addressing_style": "path"},
+                signature_version="s3v4",
+                max_pool_connections=connections,
+                connect_timeout=3,
+                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": 3},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def check(self) -> None:
+        """Raise ObjectStoreUnavailable unless the bucket can be reached with our credentials."""
+        with _translated("look at", self.bucket):
+            self._client.head_bucket(Bucket=self.bucket)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is known of an object, or None where there is none."""
+        try:
+            with _translated("look at", key):
+                answer = self._client.head_object(Bucket=self.bucket, Key=key)
+        except ObjectMissing:
+            return None
+        return ObjectInfo(key, answer["ContentLength"], answer.get("ContentType", ""), answer.get("Metadata", {}))
+
+    def put(self, key: str, data: bytes, *, content_type: str, metadata: Mapping[str, str] | None = None) -> None:
+        """Write a small object in one request; the server verifies its SHA-256."""
+        with _translated("write", key):
+            self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=data,
+                ContentType=content_type,
+                Metadata=dict(metadata or {}),
+                ChecksumSHA256=_checksum(data),
+            )
+
+    def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> "Upload":
+        """Begin to write an object in parts. Nothing is visible before `Upload.complete`."""
+        return Upload(self._client, self.bucket, key, content_type, metadata or {})
+
+    def copy(self, source: str, target: str, *, content_type: str, metadata: Mapping[str, str]) -> None:
+        """Copy within the bucket, on the server, giving the target its own content type and metadata."""
+        with _translated("copy", source):
+            self._client.copy_object(
+                Bucket=self.bucket,
+                Key=target,
+                CopySource={"Bucket": self.bucket, "Key": source},
+                ContentType=content_type,
+                Metadata=dict(metadata),
+                MetadataDirective="REPLACE",
+            )
+
+    def read(self, key: str, *, start: int = 0) -> "ObjectBody":
+        """Open an object for reading from byte `start` on; raises ObjectMissing. Close it, or use it as a context."""
+        with _translated("read", key):
+            answer = (
+                self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-")
+                if start
+                else self._client.get_object(Bucket=self.bucket, Key=key)
+            )
+        return ObjectBody(key, answer["ContentLength"], answer.get("ContentType", ""), answer["Body"])
+
+    def delete(self, key: str) -> None:
+        """Delete an object; deleting what is not there is no error."""
+        with _translated("delete", key):
+            self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Every key that begins with `prefix`, in order."""
+        with _translated("list", prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for item in page.get("Contents", []):
+                    yield item["Key"]
+
+    def abort_uploads(self, prefix: str) -> int:
+        """Abort multipart uploads in flight under `prefix`; returns how many there were."""
+        with _translated("list uploads", prefix):
+            pending = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix).get("Uploads", [])
+            for item in pending:
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=item["Key"], UploadId=item["UploadId"])
+        return len(pending)
+
+    def presigned_url(self, key: str, *, expires_seconds: int, filename: str) -> str:
+        """A URL that reads the object without credentials until it expires, and saves it as `filename`."""
+        return self._client.generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": self.bucket,
+                "Key": key,
+                "ResponseContentDisposition": f'attachment; filename="{filename}"',
+            },
+            ExpiresIn=expires_seconds,
+        )
+
+
+class ObjectBody:
+    """An object that is being read: iterate for chunks of up to 1 MiB.
+
+    Raises ObjectStoreUnavailable when the connection breaks before `size` bytes came.
+    """
+
+    def __init__(self, key: str, size: int, content_type: str, body: object) -> None:
+        self.key = key
+        self.size = size
+        self.content_type = content_type
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _translated("read", self.key):
+            while chunk := self._body.read(_READ_BYTES):  # type: ignore[attr-defined]
+                yield chunk
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._body.close()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Upload:
+    """A multipart upload. Either `complete` or `abort` ends it; both may be called from worker threads, in turn."""
+
+    def __init__(
+        self, client: "S3Client", bucket: str, key: str, content_type: str, metadata: Mapping[str, str]
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self.key = key
+        self._parts: list[CompletedPartTypeDef] = []
+        with _translated("write", key):
+            answer = client.create_multipart_upload(
+                Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata), ChecksumAlgorithm="SHA256"
+            )
+        self._upload_id = answer["UploadId"]
+
+    def part(self, data: bytes | memoryview) -> None:
+        """Send the next part: PART_BYTES, or less for the last. The server verifies its SHA-256."""
+        checksum = _checksum(data)
+        number = len(self._parts) + 1
+        with _translated("write", self.key):
+            answer = self._client.upload_part(
+                Bucket=self._bucket,
+                Key=self.key,
+                UploadId=self._upload_id,
+                PartNumber=number,
+                Body=bytes(data) if isinstance(data, memoryview) else data,
+                ChecksumSHA256=checksum,
+            )
+        self._parts.append({"ETag": answer["ETag"], "PartNumber": number, "ChecksumSHA256": checksum})
+
+    def complete(self) -> None:
+        """Make the object visible."""
+        with _translated("write", self.key):
+            self._client.complete_multipart_upload(
+                Bucket=self._bucket,
+                Key=self.key,
+                UploadId=self._upload_id,
+                MultipartUpload={"Parts": self._parts},
+            )
+
+    def abort(self) -> None:
+        """Forget the upload and its parts; nothing was or becomes visible."""
+        try:
+            with _translated("abort the upload of", self.key):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=self.key, UploadId=self._upload_id)
+        except ObjectMissing:
+            return

@@ -1,0 +1,50 @@
+"""What every service is told by its environment.
+
+Each service reads variables with a prefix of its own (`STOWAGE_REGISTRY_…`), so that one environment can hold the
+settings of several. A variable with the prefix that names no setting is refused: a typing error would otherwise
+silently leave a default in force.
+"""
+
+import os
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings
+
+
+class SettingsError(Exception):
+    """The environment does not describe a service that can start; the message says which variable and why."""
+
+
+class ServiceSettings(BaseSettings):
+    """Settings that all services have. Subclasses set `env_prefix` and their default port."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(ge=0, le=65535, description="Port to listen on.")
+    database_url: SecretStr = Field(description="PostgreSQL connection string.")
+    database_pool_size: int = Field(10, ge=2, le=200, description="Connections to PostgreSQL at most.")
+    s3_endpoint: str = Field(description="URL of the S3 server.")
+    s3_access_key: SecretStr
+    s3_secret_key: SecretStr
+    s3_bucket: str = "stowage"
+    s3_region: str = "us-east-1"
+    log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    shutdown_seconds: float = Field(20.0, gt=0, description="How long open requests may take to finish on SIGTERM.")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the settings from the environment, or raise SettingsError naming each variable that is wrong."""
+        prefix = cls.model_config["env_prefix"]
+        known = {f"{prefix}{name}".upper() for name in cls.model_fields}
+        unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+        if unknown:
+            raise SettingsError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        try:
+            return cls()
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{prefix}{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+                for item in error.errors()
+            )
+            raise SettingsError(problems) from None

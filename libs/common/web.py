@@ -1,0 +1,237 @@
+"""What the HTTP side of all services has in common: tokens, request ids, health, errors, clean shutdown."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import TypeAlias, TypeVar
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+from pydantic import BaseModel, ValidationError
+
+from libs.common.audit import Origin
+from libs.common.auth import Authenticate, Principal, Scope
+from libs.common.errors import InvalidRequest, TooLarge, Unauthenticated
+from libs.common.identifiers import new_id
+from libs.common.log import get_logger
+from libs.common.problems import ANSWER_BEGUN, REQUEST_ID, Handler, problems_middleware
+
+CleanupContext: TypeAlias = Callable[[web.Application], AsyncIterator[None]]
+Check: TypeAlias = Callable[[], Awaitable[None]]
+Model = TypeVar("Model", bound=BaseModel)
+
+PRINCIPAL = web.RequestKey("principal", Principal)
+
+_SCOPE_ATTRIBUTE = "required_scope"
+_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_READY_SECONDS = 5.0
+_MAX_JSON_BYTES = 1024 * 1024
+_MAX_PAGE = 500
+
+
+def requires(scope: Scope) -> Callable[[Handler], Handler]:
+    """Declare the scope that a route needs. A route without a declaration can't be registered."""
+
+    def decorate(handler: Handler) -> Handler:
+        setattr(handler, _SCOPE_ATTRIBUTE, scope)
+        return handler
+
+    return decorate
+
+
+def create_application(
+    service: str,
+    *,
+    routes: Iterable[web.RouteDef],
+    authenticate: Authenticate,
+    checks: Mapping[str, Check],
+    max_body_bytes: int = _MAX_JSON_BYTES,
+) -> web.Application:
+    """An application whose every route but `/livez` and `/readyz` wants a token with the route's scope.
+
+    `checks` are what `/readyz` asks, by name; each raises when its part can't be used.
+    """
+    application = web.Application(
+        middlewares=[_request_middleware(service), problems_middleware(service), _auth_middleware(authenticate)],
+        client_max_size=max_body_bytes,
+    )
+    for route in routes:
+        if not isinstance(getattr(route.handler, _SCOPE_ATTRIBUTE, None), Scope):
+            raise TypeError(f"{route.method} {route.path} does not say which scope it requires")
+        route.register(application.router)
+    application.router.add_get("/livez", _livez)
+    application.router.add_get("/readyz", _readyz(checks))
+    application.on_response_prepare.append(_mark_begun)
+    return application
+
+
+async def read_model(request: web.Request, model: type[Model], *, max_bytes: int = _MAX_JSON_BYTES) -> Model:
+    """The JSON body as `model`, or InvalidRequest naming each field that is wrong, or TooLarge."""
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(64 * 1024):
+        body += chunk
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body is larger than {max_bytes} bytes, which is the limit here.", maxBytes=max_bytes)
+    try:
+        return model.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise _invalid("the body", error) from None
+
+
+def read_query(request: web.Request, model: type[Model]) -> Model:
+    """The query string as `model`, or InvalidRequest naming each parameter that is wrong or unknown."""
+    try:
+        return model.model_validate(dict(request.query))
+    except ValidationError as error:
+        raise _invalid("the query string", error) from None
+
+
+def read_limit(request: web.Request, default: int = 50) -> int:
+    """The `limit` parameter of a list: 1 to 500."""
+    try:
+        limit = int(request.query.get("limit", default))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= _MAX_PAGE:
+        raise InvalidRequest(f"limit must be a number from 1 to {_MAX_PAGE}.")
+    return limit
+
+
+def json_response(model: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A wire model as JSON."""
+    return web.Response(
+        status=status,
+        text=model.model_dump_json(by_alias=True),
+        content_type="application/json",
+        charset="utf-8",
+        headers=headers,
+    )
+
+
+def origin_of(request: web.Request) -> Origin:
+    """Who asks, for the audit trail."""
+    return Origin(actor=request[PRINCIPAL].subject, request_id=request[REQUEST_ID], client=request.remote)
+
+
+async def serve(
+    application: web.Application, *, service: str, host: str, port: int, shutdown_seconds: float, stop: asyncio.Event
+) -> None:
+    """Serve until `stop` is set; then accept nothing new, let open requests finish, and clean up."""
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=shutdown_seconds, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        get_logger(service).info("listening", host=host, port=port)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def _invalid(where: str, error: ValidationError) -> InvalidRequest:
+    problems = [
+        {"field": ".".join(str(part) for part in item["loc"]) or "(whole)", "message": item["msg"]}
+        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    summary = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
+    return InvalidRequest(f"{where} is not what is expected here: {summary}.", errors=problems)
+
+
+def _request_middleware(service: str) -> Middleware:
+    log = get_logger(service)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if _SAFE_REQUEST_ID.fullmatch(given) else new_id("req")
+        request[REQUEST_ID] = request_id
+        started = time.perf_counter()
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+            if not response.prepared:
+                response.headers["X-Request-Id"] = request_id
+            return response
+        except web.HTTPException as redirect:
+            status = redirect.status
+            redirect.headers["X-Request-Id"] = request_id
+            raise
+        finally:
+            if request.path not in ("/livez", "/readyz"):
+                principal = request.get(PRINCIPAL)
+                log.info(
+                    "request",
+                    method=request.method,
+                    path=request.path,
+                    status=status,
+                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    actor=principal.subject if principal else None,
+                    request_id=request_id,
+                )
+
+    return middleware
+
+
+def _auth_middleware(authenticate: Authenticate) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in ("/livez", "/readyz"):
+            return await handler(request)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthenticated("this needs a token: send the header “Authorization: Bearer <token>”.")
+        principal = await authenticate(token.strip())
+        if principal is None:
+            raise Unauthenticated("the token is unknown, expired or revoked.")
+        request[PRINCIPAL] = principal
+        scope = getattr(request.match_info.handler, _SCOPE_ATTRIBUTE, None)
+        if scope is not None:  # none where no route matched: the answer is then 404 or 405
+            principal.require(scope)
+        return await handler(request)
+
+    return middleware
+
+
+async def _mark_begun(request: web.Request, _response: web.StreamResponse) -> None:
+    request[ANSWER_BEGUN] = True
+
+
+async def _livez(_request: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+def _readyz(checks: Mapping[str, Check]) -> Handler:
+    async def ask(check: Check) -> str:
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await check()
+        except Exception as error:  # noqa: BLE001  # whatever is wrong, the answer is: not ready
+            return f"failed: {type(error).__name__}"
+        return "ok"
+
+    async def readyz(_request: web.Request) -> web.Response:
+        results = await asyncio.gather(*(ask(check) for check in checks.values()))
+        parts = dict(zip(checks, results, strict=True))
+        ready = all(result == "ok" for result in results)
+        return web.json_response(
+            {"status": "ok" if ready else "unavailable", "checks": parts}, status=200 if ready else 503
+        )
+
+    return readyz
+
+
+@contextlib.asynccontextmanager
+async def stop_on_signals() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,1 @@
+"""The three services: registry, builder and runner. None imports another."""

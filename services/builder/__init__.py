@@ -1,0 +1,1 @@
+"""Rebuilds bundles from source in a clean workspace, on the platform they will run on."""

@@ -1,0 +1,1 @@
+"""Publishes, replaces and serves bundle versions, and can prove who changed what."""

@@ -1,0 +1,122 @@
+"""What a test gets of the real servers: a database and a bucket of its own."""
+
+import asyncio
+import contextlib
+import itertools
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from infra.local import servers
+from infra.local.ports import Ports
+from infra.migrate import migrate
+from libs.common.objects import ObjectStore
+from libs.common.settings import ServiceSettings
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The servers of a test session. The database `template` has the schema and nothing else."""
+
+    maintenance_url: str
+    s3_endpoint: str
+    access_key: str
+    secret_key: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A database and a bucket that nobody else uses."""
+
+    database_url: str
+    s3_endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings of a service that name this backend."""
+        return {
+            "database_url": self.database_url,
+            "s3_endpoint": self.s3_endpoint,
+            "s3_access_key": self.access_key,
+            "s3_secret_key": self.secret_key,
+            "s3_bucket": self.bucket,
+        }
+
+    def environment(self, prefix: str) -> dict[str, str]:
+        """The same as variables for a service in a process of its own; `prefix` is for example STOWAGE_REGISTRY_."""
+        return {f"{prefix}{name.upper()}": value for name, value in self.settings.items()}
+
+    def objects(self) -> ObjectStore:
+        """The bucket, to look into."""
+        return ObjectStore(ServiceSettings(port=0, **self.settings))  # type: ignore[arg-type]
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every key in the bucket that begins with `prefix`."""
+        store = self.objects()
+        try:
+            return list(store.list(prefix))
+        finally:
+            store.close()
+
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Rows of a query, to look into the database."""
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
+            return rows
+        finally:
+            await connection.close()
+
+
+@contextlib.contextmanager
+def running_servers() -> Iterator[Servers]:
+    """The embedded servers, with their state in a temporary directory."""
+    access_key, secret_key = "test-access", servers.new_secret()
+    with tempfile.TemporaryDirectory(prefix="stowage-test-", ignore_cleanup_errors=True) as home:
+        state = Path(home)
+        with (
+            servers.postgres(state / "postgres") as url,
+            servers.s3_server(
+                state / "s3",
+                Ports.free(),
+                access_key=access_key,
+                secret_key=secret_key,
+                console_password=servers.new_secret(),
+            ) as endpoint,
+        ):
+            asyncio.run(_make_template(url))
+            yield Servers(url, endpoint, access_key, secret_key)
+
+
+async def _make_template(maintenance_url: str) -> None:
+    await migrate(await servers.create_database(maintenance_url, "template"))
+
+
+@contextlib.asynccontextmanager
+async def fresh_backend(running: Servers) -> AsyncIterator[Backend]:
+    """A copy of the template database and an empty bucket, dropped afterwards."""
+    name = f"test-{next(_numbers)}"
+    url = await servers.create_database(running.maintenance_url, name, template="template")
+    await asyncio.to_thread(
+        servers.create_bucket,
+        running.s3_endpoint,
+        access_key=running.access_key,
+        secret_key=running.secret_key,
+        bucket=name,
+    )
+    try:
+        yield Backend(url, running.s3_endpoint, running.access_key, running.secret_key, name)
+    finally:
+        connection = await asyncpg.connect(running.maintenance_url)
+        try:
+            await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        finally:
+            await connection.close()
