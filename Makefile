@@ -1,0 +1,64 @@
+# Stowage. `make demo` and `make test` work on a fresh checkout: nothing but Python 3.11 and make is needed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo up test check format lint types imports lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.local ## Set up, start everything, import the environmental observatory and run its workflows (ONCE=1: then stop)
+	@$(BIN)/python -m infra.local demo $(if $(ONCE),--once)
+
+up: $(VENV)/.local ## Start the stack and stay in the foreground, with its logs
+	@$(BIN)/python -m infra.local up
+
+test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
+	@$(BIN)/pytest
+
+check: lint types imports test ## What CI runs: format, lint, types, import contracts, tests
+
+format: $(VENV)/.dev ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.dev ## Check format and lint
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## Check types
+	@$(BIN)/mypy
+
+imports: $(VENV)/.dev ## Check who imports whom
+	@$(BIN)/lint-imports
+
+lock: $(VENV)/.dev ## Renew the lock files from requirements/*.in
+	@for name in runtime local dev; do \
+		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+			--no-header --no-annotate $(LOCK_OPTIONS) requirements/$$name.in --output-file requirements/$$name.txt \
+			$$([ $$name = runtime ] || echo --constraint requirements/runtime.txt) || exit 1; done
+
+clean: ## Remove the stack's state and the virtual environment
+	@$(PYTHON) -c "import fcntl, pathlib, os, sys; \
+	home = pathlib.Path(os.environ.get('STOWAGE_HOME') or '.stowage'); lock = home / 'lock'; \
+	lock.exists() and fcntl.flock(lock.open('a'), fcntl.LOCK_EX | fcntl.LOCK_NB)" 2>/dev/null \
+		|| { echo "a stack is running; stop it first"; exit 1; }
+	rm -rf "$${STOWAGE_HOME:-.stowage}" $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: requirements/local.txt | $(VENV)/bin/python
+	@echo "Installing PostgreSQL, the S3 server, Node.js and the Python packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/local.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt | $(VENV)/bin/python
+	@echo "Installing what the checks and tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@touch $@ $(VENV)/.local
