@@ -56,11 +56,11 @@ def new_token() -> str:
 
 def token_hash(token: str) -> bytes:
     """What is stored of a token. A fast hash is enough: tokens are random, not chosen."""
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()  # header bytes may be anything
 
 
 def parse_scopes(names: Iterable[str]) -> frozenset[Scope]:
-    """Scopes by name; raises InvalidRequest for none or for an unknown one: a token must never get more than was meant."""
+    """Scopes by name; raises InvalidRequest for none or an unknown one: no token gets more than was meant."""
     wanted = list(names)
     unknown = sorted(set(wanted) - {scope.value for scope in Scope})
     if unknown:

@@ -5,7 +5,7 @@ Where the database and the bucket can disagree the database says what should be 
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -189,10 +189,14 @@ class ObjectStore:
                 for item in page.get("Contents", []):
                     yield item["Key"]
 
-    def abort_uploads(self, prefix: str) -> int:
-        """Abort multipart uploads in flight under `prefix`; returns how many there were."""
+    def abort_uploads(self, prefix: str, *, stale: Callable[[str], bool] = lambda _key: True) -> int:
+        """Abort multipart uploads in flight under `prefix` whose key is `stale`; returns how many there were."""
         with _translated("list uploads", prefix):
-            pending = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix).get("Uploads", [])
+            pending = [
+                item
+                for item in self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix).get("Uploads", [])
+                if stale(item["Key"])
+            ]
             for item in pending:
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=item["Key"], UploadId=item["UploadId"])
         return len(pending)

@@ -84,6 +84,13 @@ def _render(error: Exception, request_id: str) -> web.Response:
             if "Allow" in error.headers:
                 rendered.headers["Allow"] = error.headers["Allow"]
             return rendered
+        case asyncpg.CharacterNotInRepertoireError() | asyncpg.UntranslatableCharacterError():
+            return problem(
+                HTTPStatus.BAD_REQUEST,
+                kind="invalid-request",
+                detail="the request has a character in it, NUL most likely, that no text may contain. Remove it.",
+                request_id=request_id,
+            )
         case _ if isinstance(error, _DATABASE_AWAY):
             return problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,

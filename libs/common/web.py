@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import math
 import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -70,15 +71,42 @@ def create_application(
 
 async def read_model(request: web.Request, model: type[Model], *, max_bytes: int = _MAX_JSON_BYTES) -> Model:
     """The JSON body as `model`, or InvalidRequest naming each field that is wrong, or TooLarge."""
+    return parse_model(await read_body(request, max_bytes=max_bytes), model)
+
+
+async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
+    """The whole body, or TooLarge."""
     body = bytearray()
     async for chunk in request.content.iter_chunked(64 * 1024):
         body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"the body is larger than {max_bytes} bytes, which is the limit here.", maxBytes=max_bytes)
+    return bytes(body)
+
+
+def parse_model(body: bytes, model: type[Model]) -> Model:
+    """JSON as `model`, or InvalidRequest naming each field that is wrong. Blocks: large bodies belong in a thread."""
     try:
-        return model.model_validate_json(bytes(body))
+        parsed = model.model_validate_json(body)
     except ValidationError as error:
         raise _invalid("the body", error) from None
+    _check_storable(parsed.model_dump())
+    return parsed
+
+
+def _check_storable(body: dict[str, Any]) -> None:
+    """InvalidRequest for what the parser lets pass, but PostgreSQL can't keep as `jsonb` or `text`."""
+    waiting: list[Any] = [body]
+    while waiting:
+        match waiting.pop():
+            case dict() as value:
+                waiting += [*value.keys(), *value.values()]
+            case list() as value:
+                waiting += value
+            case str() as value if "\0" in value:
+                raise InvalidRequest("the body has a NUL character in a text. Remove it.")
+            case float() as value if not math.isfinite(value):
+                raise InvalidRequest(f"the body has the number {value}, which is not JSON. Use null.")
 
 
 def read_query(request: web.Request, model: type[Model]) -> Model:
