@@ -12,6 +12,23 @@ from asyncpg.pool import PoolConnectionProxy
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
+_CONNECTION_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+)
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether PostgreSQL was away, so that trying the same again later may succeed."""
+    # asyncpg also raises an InterfaceError for values that it can't encode; that one is a ValueError as well.
+    return isinstance(error, _CONNECTION_LOST) and not isinstance(error, ValueError)
+
 
 async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     for type_name in ("json", "jsonb"):

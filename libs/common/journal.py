@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from libs.common.database import Connection, Notifications, Pool
+from libs.common.database import Connection, Notifications, Pool, is_connection_lost
 from libs.common.models import LogEntry, rfc3339
 
 _FLUSH_SECONDS = 0.1
 _FLUSH_LINES = 500
 _POLL_SECONDS = 2.0
+_RETRY_SECONDS = 0.5
 _PAGE_LINES = 1000
 _MAX_LINE_CHARACTERS = 16 * 1024
 
@@ -40,7 +41,8 @@ class Journal:
         # The schema is a constant of the service, never input.
         self._insert = (
             f"INSERT INTO {table} (stream, seq, at, source, level, message, fields) "  # noqa: S608
-            "SELECT $1, * FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::jsonb[])"
+            "SELECT $1, * FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) "
+            "ON CONFLICT DO NOTHING"  # an attempt whose answer was lost may have stored them already
         )
         self._select = (
             f"SELECT seq, at, source, level, message, fields FROM {table} "  # noqa: S608
@@ -159,14 +161,22 @@ class JournalWriter:
             self._full.set()
 
     async def flush(self) -> None:
-        """Store what was collected; also the count of what was dropped, as a line of its own."""
+        """Store what was collected; also the count of what was dropped, as a line of its own.
+
+        What could not be stored because PostgreSQL was away is kept for the next flush.
+        """
         async with self._flushing:
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
                 self._add("system", f"{dropped} more lines were dropped: the log is full.", "warning", None)
-            pending, self._pending = self._pending, []
-            for start in range(0, len(pending), _PAGE_LINES):
-                await self._journal.store(self._stream, pending[start : start + _PAGE_LINES])
+            while batch := self._pending[:_PAGE_LINES]:
+                await self._journal.store(self._stream, batch)
+                del self._pending[: len(batch)]
+
+    def discard(self) -> None:
+        """Forget what was not stored yet: the stream belongs to another writer now."""
+        self._pending.clear()
+        self._dropped = 0
 
     async def flush_regularly(self) -> None:
         """Store at least every tenth of a second, for as long as the task runs."""
@@ -178,7 +188,12 @@ class JournalWriter:
                 pass
             self._full.clear()
             if self._pending:
-                await asyncio.shield(self.flush())
+                try:
+                    await asyncio.shield(self.flush())
+                except Exception as error:
+                    if not is_connection_lost(error):
+                        raise
+                    await asyncio.sleep(_RETRY_SECONDS)
 
 
 def render_line(entry: LogEntry) -> str:

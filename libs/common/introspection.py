@@ -1,0 +1,53 @@
+"""Whom a token speaks for, asked at the registry and remembered for a few seconds."""
+
+import time
+from collections import OrderedDict
+
+from libs.common.auth import Principal, Scope, token_hash
+from libs.common.client import RegistryClient, ServiceError
+from libs.common.errors import Unavailable
+
+_KNOWN_SECONDS = 5.0
+_UNKNOWN_SECONDS = 1.0
+_CAPACITY = 4096
+
+
+class CachedIntrospection:
+    """Authenticates bearer tokens for a service that does not own them: an `Authenticate`.
+
+    A revoked token works for at most five seconds more, a new one at the latest a second after it was tried too early.
+    Tokens are remembered by their hash, the most recent 4096 of them. Raises Unavailable when the registry can't be
+    asked, never anything that looks like an answer.
+    """
+
+    def __init__(self, registry: RegistryClient) -> None:
+        self._registry = registry
+        self._answers: OrderedDict[bytes, tuple[float, Principal | None]] = OrderedDict()
+
+    async def __call__(self, token: str) -> Principal | None:
+        key = token_hash(token)
+        remembered = self._answers.get(key)
+        if remembered is not None and time.monotonic() < remembered[0]:
+            return remembered[1]
+        principal = await self._ask(token)
+        expires = time.monotonic() + (_UNKNOWN_SECONDS if principal is None else _KNOWN_SECONDS)
+        self._answers[key] = (expires, principal)
+        self._answers.move_to_end(key)
+        while len(self._answers) > _CAPACITY:
+            self._answers.popitem(last=False)
+        return principal
+
+    async def _ask(self, token: str) -> Principal | None:
+        try:
+            answer = await self._registry.introspect(token)
+        except ServiceError as error:
+            raise Unavailable(
+                f"the registry did not say whom the token speaks for: {error.message} "
+                "If this goes on, check the service token of this service.",
+                kind="registry-unavailable",
+            ) from error
+        if not answer.active or not answer.subject:
+            return None
+        # A scope that a newer registry knows and we don't gives no rights here.
+        known = {scope.value for scope in Scope}
+        return Principal(answer.subject, frozenset(Scope(name) for name in answer.scopes if name in known))
