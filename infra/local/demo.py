@@ -77,7 +77,7 @@ async def run_demo(info: StackInfo, console: Console, target: Path) -> None:
     async with BuilderClient(info.builder, token) as builder, RunnerClient(info.runner, token) as runner:
         await _import_example(builder, console)
         ingest = await _run_workflow(
-            runner, console, _INGEST, {"hours": _HOURS, "sites": ["harbour", "hillside", "old-town"]}
+            runner, console, _INGEST, {"hours": _HOURS}
         )
         load = _step(ingest, "load")
         publication = await _run_workflow(runner, console, _PUBLICATION, {"ingestRun": load.run_id})

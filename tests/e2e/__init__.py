@@ -1,0 +1,1 @@
+"""The product as people use it: the demo, the README's tour, the failure that started it."""
