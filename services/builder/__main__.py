@@ -1,0 +1,97 @@
+"""`python -m services.builder serve` and `python -m services.builder purge-legacy-caches --root DIR [--apply]`."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from libs.common.log import configure_logging
+from libs.common.settings import SettingsError
+from libs.common.web import serve, stop_on_signals
+from services.builder.app import SERVICE, create_app
+from services.builder.legacy import delete_cache, find_caches
+from services.builder.settings import BuilderSettings
+from services.builder.toolchain import ToolchainMissing, find_toolchain
+
+_DONE = 0
+_REFUSED = 1
+_MISUSED = 2
+
+
+def main() -> int:
+    """Run the command that the arguments name; its exit code."""
+    arguments = _parser().parse_args()
+    if arguments.command == "serve":
+        return _serve()
+    return _purge(arguments.root, apply=arguments.apply)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.builder", description="The builder of Stowage.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="serve HTTP, as the variables STOWAGE_BUILDER_… say")
+    purge = commands.add_parser(
+        "purge-legacy-caches",
+        help="find the directories in which the old system cached bundles, and delete them with --apply",
+        description="Finds services/catalog/data/example-bundles, services/catalog/data/job-bundles and every "
+        "bundle-runtime-cache below DIR. Links are not followed. Ends with 0 when all is well, 1 when something was "
+        "refused or could not be deleted, 2 when DIR is no directory.",
+    )
+    purge.add_argument("--root", required=True, type=Path, metavar="DIR", help="where to look")
+    purge.add_argument("--apply", action="store_true", help="delete what is found; without it, it is only listed")
+    return parser
+
+
+def _serve() -> int:
+    try:
+        settings = BuilderSettings.from_environment()
+        find_toolchain()
+    except (SettingsError, ToolchainMissing) as error:
+        sys.stderr.write(f"the builder can't start: {error}\n")
+        return _MISUSED
+    configure_logging(service=SERVICE, log_format=settings.log_format, level=settings.log_level)
+    asyncio.run(_serve_until_stopped(settings))
+    return _DONE
+
+
+async def _serve_until_stopped(settings: BuilderSettings) -> None:
+    async with stop_on_signals() as stop:
+        await serve(
+            create_app(settings),
+            service=SERVICE,
+            host=settings.host,
+            port=settings.port,
+            shutdown_seconds=settings.shutdown_seconds,
+            stop=stop,
+        )
+
+
+def _purge(given: Path, *, apply: bool) -> int:
+    if not given.is_dir():
+        sys.stderr.write(f"{given} is not a directory\n")
+        return _MISUSED
+    root = given.resolve()
+    findings = find_caches(root)
+    failed = False
+    for cache in findings.caches:
+        outcome = "found"
+        if apply:
+            try:
+                delete_cache(root, cache)
+                outcome = "deleted"
+            except OSError as error:
+                outcome, failed = f"NOT DELETED ({error.strerror or error})", True
+        print(f"{outcome}: {cache.path}: {cache.files} files, {cache.size} bytes")
+    for path in findings.refused:
+        print(f"refused: {path} is a link. What it leads to is not touched; look at it yourself.")
+    total = sum(cache.size for cache in findings.caches)
+    print(f"{len(findings.caches)} directories, {total} bytes below {root}" + _hint(found=bool(total), apply=apply))
+    return _REFUSED if failed or findings.refused else _DONE
+
+
+def _hint(*, found: bool, apply: bool) -> str:
+    return ". Nothing was deleted; --apply does that." if found and not apply else "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

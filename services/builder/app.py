@@ -1,0 +1,113 @@
+"""Wiring: from settings to an application."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from libs.common.auth import Principal
+from libs.common.client import RegistryClient
+from libs.common.database import Notifications, Pool, open_pool
+from libs.common.introspection import CachedIntrospection
+from libs.common.journal import Journal
+from libs.common.objects import ObjectStore
+from libs.common.web import CleanupContext, create_application
+from services.builder.builds import Builds
+from services.builder.imports import Imports
+from services.builder.ledger import Ledger
+from services.builder.logs import BuildLogs
+from services.builder.recovery import Recovery
+from services.builder.routes import IMPORTS, LOGS, routes
+from services.builder.settings import BuilderSettings
+from services.builder.toolchain import find_toolchain
+from services.builder.worker import Worker, new_holder
+
+SERVICE = "builder"
+
+_POOL = web.AppKey("pool", Pool)
+_OBJECTS = web.AppKey("objects", ObjectStore)
+_REGISTRY = web.AppKey("registry", RegistryClient)
+_INTROSPECTION = web.AppKey("introspection", CachedIntrospection)
+_WORKER = web.AppKey("worker", Worker)
+_STOPPING = web.AppKey("stopping", asyncio.Event)
+
+
+def create_app(settings: BuilderSettings) -> web.Application:
+    """The builder as `settings` describe it."""
+
+    async def authenticate(token: str) -> Principal | None:
+        return await application[_INTROSPECTION](token)
+
+    async def database() -> None:
+        await application[_POOL].fetchval("SELECT 1")
+
+    async def bucket() -> None:
+        await asyncio.to_thread(application[_OBJECTS].check)
+
+    application = create_application(
+        SERVICE, routes=routes(), authenticate=authenticate, checks={"database": database, "bucket": bucket}
+    )
+    application[_STOPPING] = asyncio.Event()
+    application.cleanup_ctx.append(_connections(settings))
+    application.cleanup_ctx.append(_work(settings))
+    application.on_shutdown.append(_stop)
+    return application
+
+
+def _connections(settings: BuilderSettings) -> CleanupContext:
+    async def context(application: web.Application) -> AsyncIterator[None]:
+        url = settings.database_url.get_secret_value()
+        objects = ObjectStore(settings)
+        try:
+            async with (
+                open_pool(url, size=settings.database_pool_size, application_name=f"stowage-{SERVICE}") as pool,
+                RegistryClient(settings.registry_url, settings.service_token.get_secret_value()) as registry,
+            ):
+                application[_POOL] = pool
+                application[_OBJECTS] = objects
+                application[_REGISTRY] = registry
+                application[_INTROSPECTION] = CachedIntrospection(registry)
+                yield
+        finally:
+            objects.close()
+
+    return context
+
+
+def _work(settings: BuilderSettings) -> CleanupContext:
+    async def context(application: web.Application) -> AsyncIterator[None]:
+        pool, registry, stopping = application[_POOL], application[_REGISTRY], application[_STOPPING]
+        notifications = Notifications(settings.database_url.get_secret_value(), f"{SERVICE}_journal")
+        journal = Journal(pool, SERVICE, notifications)
+        ledger = Ledger(pool, journal, new_holder())
+        logs = BuildLogs(pool, journal, application[_OBJECTS], stopping)
+        builds = Builds(
+            settings=settings,
+            toolchain=find_toolchain(),
+            registry=registry,
+            ledger=ledger,
+            journal=journal,
+            logs=logs,
+        )
+        worker = Worker(ledger, builds, registry, settings.heartbeat_seconds)
+        application[_WORKER] = worker
+        application[LOGS] = logs
+        application[IMPORTS] = Imports(
+            examples_dir=settings.examples_dir,
+            pool=pool,
+            journal=journal,
+            worker=worker,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            stopping=stopping,
+        )
+        recovery = Recovery(settings, pool, ledger, builds)
+        async with notifications.listening(), recovery.watching(), worker.beating():
+            yield
+
+    return context
+
+
+async def _stop(application: web.Application) -> None:
+    """End what is being built, so that those who watch hear of it, and then those who watch what others build."""
+    await application[_WORKER].stop()
+    application[_STOPPING].set()

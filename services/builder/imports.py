@@ -1,0 +1,152 @@
+"""Imports: asked for, looked at, followed."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from libs.common import audit
+from libs.common.cursors import decode_cursor, encode_cursor
+from libs.common.database import Connection, Pool
+from libs.common.errors import NotFound
+from libs.common.identifiers import new_id
+from libs.common.journal import Journal
+from libs.common.models import Build, Import, ImportRequest, ImportState, Page
+from services.builder import store
+from services.builder.builds import Assignment
+from services.builder.concurrency import in_thread, uninterrupted
+from services.builder.ledger import build_of, import_of, imports_of
+from services.builder.sources import Example, find_example
+from services.builder.worker import Order, Worker
+
+_EVENTS_AT_ONCE = 500
+
+
+class Imports:
+    """The imports of all builders, and those that this one is asked for."""
+
+    def __init__(
+        self,
+        *,
+        examples_dir: Path,
+        pool: Pool,
+        journal: Journal,
+        worker: Worker,
+        keep_alive_seconds: float,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._examples_dir = examples_dir
+        self._pool = pool
+        self._journal = journal
+        self._worker = worker
+        self._keep_alive_seconds = keep_alive_seconds
+        self._stopping = stopping
+
+    async def request(self, wanted: ImportRequest, origin: audit.Origin) -> Import:
+        """Accept an import and begin with it. Raises InvalidRequest, NotFound, Unprocessable, Unavailable."""
+        self._worker.require_open()
+        example, sources = await in_thread(self._choose, wanted)
+        import_id = new_id("imp")
+        assignments = [
+            Assignment(new_id("bld"), import_id, example.name, origin.actor, slug, source)
+            for slug, source in sources.items()
+        ]
+        # Undivided: what is written down is also begun, even if the client has left.
+        return await uninterrupted(self._accept(Order(import_id, example, assignments), origin))
+
+    async def get(self, import_id: str) -> Import:
+        """An import; raises NotFound."""
+        async with self._pool.acquire() as connection:
+            return await self._shown(connection, import_id)
+
+    async def page(self, *, example: str | None, cursor: str | None, limit: int) -> Page[Import]:
+        """Imports, newest first, of one example or of all."""
+        before = decode_cursor(cursor, str)[0] if cursor else None
+        async with self._pool.acquire() as connection:
+            rows = await store.list_imports(connection, example=example, before=before, limit=limit + 1)
+            builds = await store.list_builds(connection, [row.id for row in rows[:limit]])
+        return Page(
+            items=imports_of(rows[:limit], builds),
+            next=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None,
+        )
+
+    async def build(self, build_id: str) -> Build:
+        """A build; raises NotFound."""
+        async with self._pool.acquire() as connection:
+            row = await store.get_build(connection, build_id)
+        if row is None:
+            raise NotFound(f"there is no build “{build_id}”.")
+        return build_of(row)
+
+    async def events(self, import_id: str, *, after: int) -> AsyncGenerator[store.ImportEvent | None, None] | None:
+        """The events of an import from number `after` + 1 on, as they happen, until it ends; None in between is a sign
+        of life. No iterator at all where the import has ended and nothing is left. Raises NotFound.
+        """
+        if await self._ended(import_id):
+            async with self._pool.acquire() as connection:
+                if not await store.list_events(connection, import_id, after=after, limit=1):
+                    return None
+        return self._follow(import_id, after)
+
+    async def _accept(self, order: Order, origin: audit.Origin) -> Import:
+        event = audit.Event(
+            "import.requested",
+            f"import/{order.import_id}",
+            detail={"example": order.example.name, "bundles": [assignment.slug for assignment in order.assignments]},
+        )
+        async with self._pool.acquire() as connection, connection.transaction():
+            await store.insert_import(
+                connection,
+                order.import_id,
+                example=order.example.name,
+                requested_by=origin.actor,
+                request_id=origin.request_id,
+                holder=self._worker.holder,
+            )
+            for assignment in order.assignments:
+                await store.insert_build(
+                    connection, assignment.build_id, import_id=order.import_id, slug=assignment.slug
+                )
+            await audit.append(connection, origin, event)
+            accepted = await self._shown(connection, order.import_id)
+        self._worker.accept(order)
+        return accepted
+
+    async def _follow(self, import_id: str, after: int) -> AsyncGenerator[store.ImportEvent | None, None]:
+        sent_at = time.monotonic()
+        async with self._journal.changes(import_id) as changes:
+            while not self._stopping.is_set():
+                # In this order: the last event is there when the import says that it has ended.
+                ended = await self._ended(import_id)
+                async with self._pool.acquire() as connection:
+                    events = await store.list_events(connection, import_id, after=after, limit=_EVENTS_AT_ONCE)
+                for event in events:
+                    yield event
+                    after, sent_at = event.seq, time.monotonic()
+                if events:
+                    continue
+                if ended:
+                    return
+                if time.monotonic() - sent_at >= self._keep_alive_seconds:
+                    yield None
+                    sent_at = time.monotonic()
+                await changes.wait()
+
+    def _choose(self, wanted: ImportRequest) -> tuple[Example, dict[str, Path]]:
+        example = find_example(self._examples_dir, wanted.example)
+        return example, example.choose(wanted.bundles)
+
+    async def _shown(self, connection: Connection, import_id: str) -> Import:
+        return await import_of(connection, await _row(connection, import_id))
+
+    async def _ended(self, import_id: str) -> bool:
+        async with self._pool.acquire() as connection:
+            row = await _row(connection, import_id)
+        return row.state not in (ImportState.QUEUED, ImportState.RUNNING)
+
+
+async def _row(connection: Connection, import_id: str) -> store.ImportRow:
+    row = await store.get_import(connection, import_id)
+    if row is None:
+        raise NotFound(f"there is no import “{import_id}”.")
+    return row

@@ -1,0 +1,282 @@
+"""The builder's tables. Functions take a connection and never commit; times and states are the database's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from libs.common.database import Connection
+from libs.common.models import BuildStage, BuildState, ImportState
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRow:
+    """A build."""
+
+    id: str
+    import_id: str
+    slug: str
+    state: BuildState
+    stage: BuildStage | None
+    version: str | None
+    revision: int | None
+    digest: str | None
+    previous_digest: str | None
+    unchanged: bool | None
+    platforms: list[str]
+    error: dict[str, Any] | None
+    log_key: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRow:
+    """An import, without its builds."""
+
+    id: str
+    example: str
+    state: ImportState
+    error: dict[str, Any] | None
+    requested_by: str
+    request_id: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportEvent:
+    """One event of an import; `seq` counts from 1."""
+
+    seq: int
+    kind: str
+    data: dict[str, Any]
+
+
+_INSERT_IMPORT = """
+    INSERT INTO builder.imports (id, example, requested_by, request_id, holder) VALUES ($1, $2, $3, $4, $5)
+"""
+
+
+async def insert_import(
+    connection: Connection, import_id: str, *, example: str, requested_by: str, request_id: str | None, holder: str
+) -> None:
+    """Add an import that waits for its turn."""
+    await connection.execute(_INSERT_IMPORT, import_id, example, requested_by, request_id, holder)
+
+
+_INSERT_BUILD = "INSERT INTO builder.builds (id, import_id, slug) VALUES ($1, $2, $3)"
+
+
+async def insert_build(connection: Connection, build_id: str, *, import_id: str, slug: str) -> None:
+    """Add a build that waits for its turn."""
+    await connection.execute(_INSERT_BUILD, build_id, import_id, slug)
+
+
+_HOLD_IMPORT = """
+    SELECT id FROM builder.imports
+    WHERE id = $1 AND holder = $2 AND state IN ('queued', 'running')
+    FOR UPDATE
+"""
+
+
+async def hold_import(connection: Connection, import_id: str, holder: str) -> bool:
+    """Lock an import until the transaction ends; whether `holder` still works on it."""
+    return await connection.fetchval(_HOLD_IMPORT, import_id, holder) is not None
+
+
+_LOST_IMPORTS = """
+    SELECT id FROM builder.imports
+    WHERE state IN ('queued', 'running') AND heartbeat_at < now() - make_interval(secs => $1)
+    ORDER BY id LIMIT 1
+    FOR UPDATE SKIP LOCKED
+"""
+
+
+async def lock_lost_import(connection: Connection, lost_seconds: float) -> str | None:
+    """Lock one import whose holder has not been heard of for `lost_seconds`; its id."""
+    found: str | None = await connection.fetchval(_LOST_IMPORTS, lost_seconds)
+    return found
+
+
+_HEARTBEAT = """
+    UPDATE builder.imports SET heartbeat_at = now()
+    WHERE holder = $1 AND id = ANY($2::text[]) AND state IN ('queued', 'running')
+    RETURNING id
+"""
+
+
+async def heartbeat(connection: Connection, holder: str, import_ids: Sequence[str]) -> set[str]:
+    """Say that `holder` works on these imports; those of them that are still its own."""
+    return {row["id"] for row in await connection.fetch(_HEARTBEAT, holder, list(import_ids))}
+
+
+_START_IMPORT = "UPDATE builder.imports SET state = 'running', started_at = now() WHERE id = $1"
+
+
+async def start_import(connection: Connection, import_id: str) -> None:
+    """Say that an import is being worked on."""
+    await connection.execute(_START_IMPORT, import_id)
+
+
+_FINISH_IMPORT = "UPDATE builder.imports SET state = $2, error = $3, finished_at = now() WHERE id = $1"
+
+
+async def finish_import(
+    connection: Connection, import_id: str, state: ImportState, error: dict[str, Any] | None
+) -> None:
+    """Give an import its final state."""
+    await connection.execute(_FINISH_IMPORT, import_id, state.value, error)
+
+
+_GET_IMPORT = """
+    SELECT id, example, state, error, requested_by, request_id, created_at, started_at, finished_at
+    FROM builder.imports WHERE id = $1
+"""
+
+
+async def get_import(connection: Connection, import_id: str) -> ImportRow | None:
+    """An import."""
+    row = await connection.fetchrow(_GET_IMPORT, import_id)
+    return _import(row) if row else None
+
+
+_LIST_IMPORTS = """
+    SELECT id, example, state, error, requested_by, request_id, created_at, started_at, finished_at
+    FROM builder.imports
+    WHERE ($1::text IS NULL OR example = $1) AND ($2::text IS NULL OR id < $2)
+    ORDER BY id DESC
+    LIMIT $3
+"""
+
+
+async def list_imports(
+    connection: Connection, *, example: str | None, before: str | None, limit: int
+) -> list[ImportRow]:
+    """Imports, newest first, of one example or of all."""
+    return [_import(row) for row in await connection.fetch(_LIST_IMPORTS, example, before, limit)]
+
+
+_STAGE_BUILD = """
+    UPDATE builder.builds
+    SET state = 'running', stage = $2, version = coalesce($3, version), started_at = coalesce(started_at, now())
+    WHERE id = $1
+"""
+
+
+async def stage_build(connection: Connection, build_id: str, stage: BuildStage, version: str | None) -> None:
+    """Say what a build is doing, and which version it makes once that is known."""
+    await connection.execute(_STAGE_BUILD, build_id, stage.value, version)
+
+
+_SUCCEED_BUILD = """
+    UPDATE builder.builds
+    SET state = 'succeeded', stage = 'done', version = $2, revision = $3, digest = $4, previous_digest = $5,
+        unchanged = $6, platforms = $7, finished_at = now()
+    WHERE id = $1
+"""
+
+
+async def succeed_build(
+    connection: Connection,
+    build_id: str,
+    *,
+    version: str,
+    revision: int,
+    digest: str,
+    previous_digest: str | None,
+    unchanged: bool,
+    platforms: Sequence[str],
+) -> None:
+    """Say what a build published."""
+    await connection.execute(
+        _SUCCEED_BUILD, build_id, version, revision, digest, previous_digest, unchanged, list(platforms)
+    )
+
+
+_FAIL_BUILD = "UPDATE builder.builds SET state = 'failed', error = $2, finished_at = now() WHERE id = $1"
+
+
+async def fail_build(connection: Connection, build_id: str, error: dict[str, Any]) -> None:
+    """Say why a build failed."""
+    await connection.execute(_FAIL_BUILD, build_id, error)
+
+
+_GET_BUILD = """
+    SELECT id, import_id, slug, state, stage, version, revision, digest, previous_digest, unchanged, platforms, error,
+           log_key, created_at, started_at, finished_at
+    FROM builder.builds WHERE id = $1
+"""
+
+
+async def get_build(connection: Connection, build_id: str) -> BuildRow | None:
+    """A build."""
+    row = await connection.fetchrow(_GET_BUILD, build_id)
+    return _build(row) if row else None
+
+
+_LIST_BUILDS = """
+    SELECT id, import_id, slug, state, stage, version, revision, digest, previous_digest, unchanged, platforms, error,
+           log_key, created_at, started_at, finished_at
+    FROM builder.builds WHERE import_id = ANY($1::text[]) ORDER BY slug
+"""
+
+
+async def list_builds(connection: Connection, import_ids: Sequence[str]) -> list[BuildRow]:
+    """The builds of some imports, by slug."""
+    return [_build(row) for row in await connection.fetch(_LIST_BUILDS, list(import_ids))]
+
+
+_UNARCHIVED_BUILDS = """
+    SELECT id FROM builder.builds
+    WHERE state IN ('succeeded', 'failed') AND log_key IS NULL AND finished_at < now() - make_interval(secs => $1)
+    ORDER BY id LIMIT 100
+"""
+
+
+async def list_unarchived_builds(connection: Connection, older_than_seconds: float) -> list[str]:
+    """Builds that ended a while ago, and whose logs are not in the bucket."""
+    return [row["id"] for row in await connection.fetch(_UNARCHIVED_BUILDS, older_than_seconds)]
+
+
+_ARCHIVE_LOG = "UPDATE builder.builds SET log_key = $2 WHERE id = $1"
+
+
+async def archive_log(connection: Connection, build_id: str, key: str) -> None:
+    """Say where in the bucket the log of a build is."""
+    await connection.execute(_ARCHIVE_LOG, build_id, key)
+
+
+_APPEND_EVENT = """
+    INSERT INTO builder.import_events (import_id, seq, kind, data)
+    SELECT $1, coalesce(max(seq), 0) + 1, $2, $3 FROM builder.import_events WHERE import_id = $1
+"""
+
+
+async def append_event(connection: Connection, import_id: str, kind: str, data: dict[str, Any]) -> None:
+    """Number and add an event. The import must be locked by the transaction, so that numbers are in order of commit."""
+    await connection.execute(_APPEND_EVENT, import_id, kind, data)
+
+
+_LIST_EVENTS = """
+    SELECT seq, kind, data FROM builder.import_events WHERE import_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
+"""
+
+
+async def list_events(connection: Connection, import_id: str, *, after: int, limit: int) -> list[ImportEvent]:
+    """Events of an import from number `after` + 1 on."""
+    rows = await connection.fetch(_LIST_EVENTS, import_id, after, limit)
+    return [ImportEvent(row["seq"], row["kind"], row["data"]) for row in rows]
+
+
+def _import(row: asyncpg.Record) -> ImportRow:
+    return ImportRow(**{**row, "state": ImportState(row["state"])})
+
+
+def _build(row: asyncpg.Record) -> BuildRow:
+    stage = BuildStage(row["stage"]) if row["stage"] else None
+    return BuildRow(**{**row, "state": BuildState(row["state"]), "stage": stage})
