@@ -24,12 +24,12 @@ class ServiceSettings(BaseSettings):
     database_url: SecretStr = Field(description="PostgreSQL connection string.")
     database_pool_size: int = Field(10, ge=2, le=200, description="Connections to PostgreSQL at most.")
     s3_endpoint: str = Field(description="URL of the S3 server.")
-    s3_access_key: SecretStr
-    s3_secret_key: SecretStr
-    s3_bucket: str = "stowage"
-    s3_region: str = "us-east-1"
+    s3_access_key: SecretStr = Field(description="Access key for the S3 server.")
+    s3_secret_key: SecretStr = Field(description="Secret key for the S3 server.")
+    s3_bucket: str = Field("stowage", description="The bucket.")
+    s3_region: str = Field("us-east-1", description="Region of the bucket; self-hosted servers take any.")
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(20.0, gt=0, description="How long open requests may take to finish on SIGTERM.")
 
     @classmethod

@@ -1,0 +1,46 @@
+"""Documentation that can drift is compared with the code."""
+
+import re
+from collections.abc import Iterable
+
+import pytest
+from aiohttp import web
+
+from libs.common.auth import Scope
+from libs.common.settings import ServiceSettings
+from services.builder.settings import BuilderSettings
+from services.registry.settings import RegistrySettings
+from services.runner.settings import RunnerSettings
+from tests.e2e.stack import REPOSITORY
+
+_OPERATIONS = (REPOSITORY / "docs/operations.md").read_text()
+
+
+@pytest.mark.parametrize("settings", [RegistrySettings, BuilderSettings, RunnerSettings])
+def test_every_setting_is_documented(settings: type[ServiceSettings]) -> None:
+    documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", _OPERATIONS))
+    assert {name.upper() for name in settings.model_fields} <= documented
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    rows = re.findall(r"^\| ((?:`[A-Z][A-Z0-9_]+`(?:, )?)+) \|", _OPERATIONS, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)}
+    known: Iterable[type[ServiceSettings]] = (RegistrySettings, BuilderSettings, RunnerSettings)
+    assert documented <= {name.upper() for settings in known for name in settings.model_fields}
+
+
+def test_every_scope_is_documented() -> None:
+    assert {scope.value for scope in Scope} <= set(re.findall(r"^\| `([a-z:]+)` \|", _OPERATIONS, re.MULTILINE))
+
+
+def test_relative_links_lead_somewhere() -> None:
+    broken = []
+    for page in [
+        REPOSITORY / "README.md",
+        *(REPOSITORY / "docs").rglob("*.md"),
+        *(REPOSITORY / "examples").glob("*/*.md"),
+    ]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / link).exists():
+                broken.append(f"{page.name}: {link}")
+    assert broken == []
