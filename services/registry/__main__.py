@@ -1,0 +1,97 @@
+"""The registry's commands: `serve`, and `create-token` for the first tokens of a new database."""
+
+import argparse
+import asyncio
+import getpass
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import asyncpg
+
+from libs.common.audit import Origin
+from libs.common.auth import Scope, new_token, parse_scopes
+from libs.common.database import open_pool
+from libs.common.errors import StowageError
+from libs.common.log import configure_logging, get_logger
+from libs.common.models import TokenRequest
+from libs.common.settings import SettingsError
+from libs.common.web import serve, stop_on_signals
+from services.registry import tokens
+from services.registry.app import create_app
+from services.registry.settings import RegistrySettings
+
+_THREADS = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = RegistrySettings.from_environment()
+    except SettingsError as error:
+        print(f"registry: {error}", file=sys.stderr)
+        return 2
+    if options.command == "create-token":
+        return asyncio.run(_create_token(settings, options))
+    configure_logging(service="registry", log_format=settings.log_format, level=settings.log_level)
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: RegistrySettings) -> int:
+    # Parts are uploaded and inspected in threads; the loop's own default suits no more than a few at once.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="registry"))
+    async with stop_on_signals() as stop:
+        try:
+            await serve(
+                create_app(settings),
+                service="registry",
+                host=settings.host,
+                port=settings.port,
+                shutdown_seconds=settings.shutdown_seconds,
+                stop=stop,
+            )
+        except (OSError, asyncpg.PostgresError) as error:
+            get_logger("registry").error("start_failed", error=str(error) or type(error).__name__)
+            return 1
+    return 0
+
+
+async def _create_token(settings: RegistrySettings, options: argparse.Namespace) -> int:
+    path: Path | None = options.token_file
+    try:
+        request = TokenRequest(subject=options.subject, scopes=options.scope)
+        scopes = parse_scopes(request.scopes)
+        secret = new_token() if path is None else await tokens.read_or_make_file(path)
+        url = settings.database_url.get_secret_value()
+        async with open_pool(url, size=2, application_name="stowage-registry") as pool, pool.acquire() as connection:
+            origin = Origin(actor=f"command-line:{getpass.getuser()}")
+            token = await tokens.register(connection, secret, request.subject, scopes, origin)
+    except (StowageError, OSError, ValueError, asyncpg.PostgresError) as error:
+        print(f"registry: no token was created: {error}", file=sys.stderr)
+        return 1
+    if path is None:
+        print(secret)
+    else:
+        print(f"{token.id} for {token.subject} ({', '.join(token.scopes)}), in {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.registry", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="serve until SIGTERM or SIGINT")
+    create = commands.add_parser("create-token", help="create a token directly in the database")
+    create.add_argument("--subject", required=True, help="whom the token speaks for")
+    create.add_argument("--scope", action="append", required=True, help=f"may be repeated; one of {', '.join(Scope)}")
+    create.add_argument(
+        "--token-file",
+        type=Path,
+        help="register the token in this file, making the file with a new one where it is missing; "
+        "without it the new token is printed",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

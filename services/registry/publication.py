@@ -1,0 +1,159 @@
+"""Publishing: a tarball becomes the first or the next revision of a version, or is refused and leaves nothing behind.
+
+The bucket is written before the rows that name what is in it, and asked only outside of transactions. The lock on the
+artifact covers both, so that nobody removes an object as unused while somebody else is about to refer to it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+
+from libs.common.archive import ArchiveLimits, EntryType
+from libs.common.audit import Origin
+from libs.common.auth import Principal
+from libs.common.database import Connection, Pool
+from libs.common.errors import Conflict, StowageError
+from libs.common.log import get_logger
+from libs.common.manifest import Manifest, read_manifest
+from libs.common.objects import ObjectStore, artifact_key
+from services.registry.completion import to_the_end
+from services.registry.difference import compare
+from services.registry.incoming import Incoming, received
+from services.registry.inspection import Inspection
+from services.registry.placement import Label, is_whole, place
+from services.registry.revisions import Decision, Offer, decide, record_refusal
+from services.registry.store import artifacts, versions
+from services.registry.store.versions import Version
+from services.registry.verdict import Outcome, Proposal, Refusal, judge_absent
+
+_log = get_logger("registry")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How a publication ended, and the version as it is now."""
+
+    outcome: Outcome
+    version: Version
+
+
+class Publisher:
+    """Publishes. At most `at_once` publications use the database and the bucket at a time; the others wait."""
+
+    def __init__(self, pool: Pool, objects: ObjectStore, limits: ArchiveLimits, *, at_once: int) -> None:
+        self._pool = pool
+        self._objects = objects
+        self._limits = limits
+        self._slots = asyncio.Semaphore(at_once)
+
+    async def publish(
+        self, proposal: Proposal, chunks: AsyncIterator[bytes], principal: Principal, origin: Origin
+    ) -> Published:
+        """Publish the tarball that `chunks` are.
+
+        Raises Conflict, Forbidden or PreconditionFailed as the verdict is; InvalidRequest where a replacement has no
+        reason; Unprocessable or TooLarge for what is wrong with the tarball. Refused force is in the audit trail.
+        """
+        await self._check_before_upload(proposal, origin)
+        async with received(self._objects, chunks, self._limits) as incoming:
+            manifest = _checked_manifest(incoming.inspection, proposal)
+            offer = Offer(incoming.inspection, manifest, proposal, principal, origin)
+            # From here on the caller's leaving changes nothing: rows and objects must end up in agreement.
+            return await to_the_end(self._settle(offer, incoming))
+
+    async def _check_before_upload(self, proposal: Proposal, origin: Origin) -> None:
+        """Spare the publisher the upload where its end is known. Everything is decided again after it."""
+        refusal = judge_absent(proposal)
+        if refusal is None:
+            return
+        async with self._pool.acquire() as connection:
+            if await versions.find(connection, proposal.slug, proposal.version) is None:
+                await record_refusal(connection, refusal, proposal, origin, offered_digest=None)
+                raise refusal.error
+
+    async def _settle(self, offer: Offer, incoming: Incoming) -> Published:
+        async with self._slots:
+            try:
+                decision = await self._decide_and_write(offer, incoming)
+            except BaseException:
+                await self._tidy_up(offer)
+                raise
+            if isinstance(decision.verdict, Refusal):
+                raise await self._explained(decision.verdict, offer)
+        if decision.after is None:
+            raise RuntimeError("a publication that was not refused has no version")
+        return Published(decision.verdict, decision.after)
+
+    async def _decide_and_write(self, offer: Offer, incoming: Incoming) -> Decision:
+        async with self._pool.acquire() as connection:
+            lost_digest = await self._lost_digest(connection, offer)
+            decision = await decide(connection, offer, lost_digest=lost_digest, write=False)
+            if decision.concerns(offer.inspection.digest):
+                async with artifacts.locked(connection, offer.inspection.digest):
+                    repaired = await self._place(offer, incoming)
+                    decision = await decide(connection, offer, lost_digest=lost_digest, write=True)
+                    if not decision.written:  # it was there already, or somebody else was faster
+                        await self._remove_unless_referred_to(connection, offer.inspection)
+                if repaired and decision.verdict is Outcome.IDENTICAL:
+                    _log.warning("artifact_repaired", subject=offer.proposal.subject, digest=offer.inspection.digest)
+        return decision
+
+    async def _place(self, offer: Offer, incoming: Incoming) -> bool:
+        proposal = offer.proposal
+        label = Label(proposal.slug, proposal.version, offer.origin.actor)
+        return await asyncio.to_thread(place, self._objects, incoming, label, rewrite=proposal.force)
+
+    async def _lost_digest(self, connection: Connection, offer: Offer) -> str | None:
+        """The artifact of the version, if it has equal content in other bytes and its object is lost."""
+        current = await versions.find(connection, offer.proposal.slug, offer.proposal.version)
+        if (
+            current is None
+            or current.content_digest != offer.inspection.content_digest
+            or current.digest == offer.inspection.digest
+        ):
+            return None
+        whole = await asyncio.to_thread(is_whole, self._objects, current.object_key, current.size)
+        return None if whole else current.digest
+
+    async def _tidy_up(self, offer: Offer) -> None:
+        """Remove the object after the bucket or the database failed us, perhaps in the middle of a commit.
+
+        The lock on the version is granted only when that transaction has ended, so what is seen then is its end.
+        """
+        proposal, inspection = offer.proposal, offer.inspection
+        try:
+            async with self._pool.acquire() as connection, artifacts.locked(connection, inspection.digest):
+                async with connection.transaction():
+                    await versions.lock(connection, proposal.slug, proposal.version)
+                await self._remove_unless_referred_to(connection, inspection)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            _log.warning("artifact_left_behind", digest=inspection.digest, error=str(error))
+
+    async def _remove_unless_referred_to(self, connection: Connection, inspection: Inspection) -> None:
+        """Delete the object if no row names it. Under the lock on the artifact."""
+        if await artifacts.exists(connection, inspection.digest):
+            return
+        try:
+            await asyncio.to_thread(self._objects.delete, artifact_key(inspection.digest, inspection.compression))
+        except StowageError as error:
+            _log.warning("artifact_left_behind", digest=inspection.digest, error=error.message)
+
+    async def _explained(self, refusal: Refusal, offer: Offer) -> StowageError:
+        """The refusal's error; a conflict says which files differ."""
+        if isinstance(refusal.error, Conflict) and refusal.existing is not None:
+            async with self._pool.acquire() as connection:
+                files = await artifacts.list_files(connection, refusal.existing.digest, after=None, limit=None)
+            difference = await asyncio.to_thread(compare, files, offer.inspection.files)
+            refusal.error.details["difference"] = difference.model_dump(by_alias=True)
+        return refusal.error
+
+
+def _checked_manifest(inspection: Inspection, proposal: Proposal) -> Manifest:
+    manifest = read_manifest(inspection.manifest)
+    manifest.require_identity(proposal.slug, proposal.version)
+    manifest.require_entry(
+        {file.path for file in inspection.files if file.type in (EntryType.FILE, EntryType.HARDLINK)}
+    )
+    return manifest

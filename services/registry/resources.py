@@ -1,0 +1,65 @@
+"""What the registry's routes work with, and how each is opened and closed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from libs.common.database import Pool, open_pool
+from libs.common.objects import ObjectStore
+from libs.common.web import CleanupContext
+from services.registry.publication import Publisher
+from services.registry.settings import RegistrySettings
+from services.registry.sweep import sweep_regularly
+from services.registry.tokens import Authenticator
+
+SETTINGS = web.AppKey("settings", RegistrySettings)
+POOL: web.AppKey[Pool] = web.AppKey("pool")
+OBJECTS = web.AppKey("objects", ObjectStore)
+PUBLISHER = web.AppKey("publisher", Publisher)
+AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
+
+
+async def database(app: web.Application) -> AsyncIterator[None]:
+    """The pool of connections."""
+    settings = app[SETTINGS]
+    url = settings.database_url.get_secret_value()
+    async with open_pool(url, size=settings.database_pool_size, application_name="stowage-registry") as pool:
+        app[POOL] = pool
+        app[AUTHENTICATOR] = Authenticator(pool, cache_seconds=settings.token_cache_seconds)
+        yield
+
+
+async def bucket(app: web.Application) -> AsyncIterator[None]:
+    """The object store; opening it asks nothing of the server."""
+    objects = await asyncio.to_thread(ObjectStore, app[SETTINGS])
+    app[OBJECTS] = objects
+    yield
+    objects.close()
+
+
+async def publisher(app: web.Application) -> AsyncIterator[None]:
+    """Publications, which leave half of the connections to everybody else."""
+    settings = app[SETTINGS]
+    at_once = max(1, settings.database_pool_size // 2)
+    app[PUBLISHER] = Publisher(app[POOL], app[OBJECTS], settings.archive_limits, at_once=at_once)
+    yield
+
+
+async def housekeeping(app: web.Application) -> AsyncIterator[None]:
+    """The sweep of stale uploads."""
+    settings = app[SETTINGS]
+    task = asyncio.create_task(
+        sweep_regularly(
+            app[OBJECTS],
+            max_age_seconds=settings.upload_max_age_seconds,
+            interval_seconds=settings.sweep_interval_seconds,
+        )
+    )
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+CONTEXTS: tuple[CleanupContext, ...] = (database, bucket, publisher, housekeeping)
+"""In the order in which they are opened."""

@@ -1,0 +1,84 @@
+"""Downloads: a redirect to the bucket, or the bytes themselves."""
+
+import contextlib
+
+from aiohttp import web
+
+from libs.common import models
+from libs.common.auth import Scope
+from libs.common.problems import REQUEST_ID
+from libs.common.web import read_query, requires
+from services.registry import catalog
+from services.registry.download import filename_of, opened, presign
+from services.registry.placement import content_type_of
+from services.registry.resources import OBJECTS, POOL, SETTINGS
+from services.registry.store.versions import Version
+
+
+class _DownloadQuery(models.Request):
+    """The query string of a download."""
+
+    stream: bool = False
+
+
+@requires(Scope.BUNDLES_READ)
+async def download(request: web.Request) -> web.StreamResponse:
+    """GET /job-bundles/{slug}/versions/{version}/download"""
+    query = read_query(request, _DownloadQuery)
+    version = await catalog.get_version(request.app[POOL], request.match_info["slug"], request.match_info["version"])
+    if any(tag.value in (version.digest, "*") for tag in request.if_none_match or ()):
+        return web.Response(status=304, headers={"ETag": f'"{version.digest}"'})
+    if request.method == "HEAD" or query.stream:
+        return await _stream(request, version)
+    url = await presign(request.app[OBJECTS], version, expires_seconds=request.app[SETTINGS].download_url_seconds)
+    return web.Response(
+        status=307, headers={"Location": url, "ETag": f'"{version.digest}"', "Cache-Control": "no-store"}
+    )
+
+
+async def _stream(request: web.Request, version: Version) -> web.StreamResponse:
+    start, stop = _range(request, version)
+    response = web.StreamResponse(
+        status=206 if (start, stop) != (0, version.size) else 200,
+        headers={
+            "X-Request-Id": request[REQUEST_ID],
+            "ETag": f'"{version.digest}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": content_type_of(version.compression),
+            "Content-Disposition": f'attachment; filename="{filename_of(version)}"',
+        },
+    )
+    response.content_length = stop - start
+    if response.status == 206:
+        response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{version.size}"
+    if request.method == "HEAD":
+        return response
+    async with opened(request.app[OBJECTS], version, start=start, stop=stop) as chunks:
+        await response.prepare(request)
+        async for chunk in chunks:
+            await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def _range(request: web.Request, version: Version) -> tuple[int, int]:
+    """The bytes that are wanted, from and to before; all of them where the request names no range of bytes."""
+    wanted = _single_range(request)
+    if wanted is None or request.headers.get("If-Range", f'"{version.digest}"') != f'"{version.digest}"':
+        return 0, version.size
+    start, stop, _step = wanted.indices(version.size)
+    if start >= stop:
+        raise web.HTTPRequestRangeNotSatisfiable(
+            text=f"the artifact has {version.size} bytes; ask for a range within.",
+            headers={"Content-Range": f"bytes */{version.size}"},
+        )
+    return start, stop
+
+
+def _single_range(request: web.Request) -> slice | None:
+    with contextlib.suppress(ValueError):  # RFC 9110, section 14.2: a range that is not understood is ignored
+        return request.http_range if "Range" in request.headers else None
+    return None
+
+
+ROUTES = (web.get("/job-bundles/{slug}/versions/{version}/download", download),)

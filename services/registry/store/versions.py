@@ -1,0 +1,218 @@
+"""Versions and their revisions."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from libs.common.database import Connection
+from libs.common.identifiers import is_prerelease, version_sort_key
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('version ' || $1::text || '@' || $2::text, 0))"
+
+# `now` is the current revision, `first` the one that made the version.
+_COLUMNS = """
+    SELECT v.id, b.slug, v.version, v.sort_key, v.revision, v.status, v.deprecation_reason, v.immutable,
+           a.digest, a.content_digest, a.size, a.unpacked_size, a.file_count, a.compression, a.object_key, a.platforms,
+           a.manifest,
+           first.published_at, first.published_by,
+           CASE WHEN v.revision > 1 THEN now.published_at END AS replaced_at,
+           CASE WHEN v.revision > 1 THEN now.published_by END AS replaced_by,
+           CASE WHEN v.revision > 1 THEN now.reason END AS reason,
+           now.previous_digest
+    FROM registry.bundles b
+    JOIN registry.versions v ON v.bundle_id = b.id
+    JOIN registry.revisions now ON now.version_id = v.id AND now.revision = v.revision
+    JOIN registry.revisions first ON first.version_id = v.id AND first.revision = 1
+    JOIN registry.artifacts a ON a.digest = now.digest
+"""
+
+_FIND = f"{_COLUMNS} WHERE b.slug = $1 AND v.version = $2"
+
+_LATEST = f"""
+    {_COLUMNS}
+    WHERE b.slug = $1 AND v.status = 'active'
+    ORDER BY v.prerelease, v.sort_key DESC
+    LIMIT 1
+"""
+
+_LIST = f"""
+    {_COLUMNS}
+    WHERE b.slug = $1 AND ($2::text IS NULL OR v.sort_key < $2 COLLATE "C")
+    ORDER BY v.sort_key DESC
+    LIMIT $3
+"""
+
+_INSERT = """
+    INSERT INTO registry.versions (bundle_id, version, sort_key, prerelease, immutable, revision)
+    VALUES ($1, $2, $3, $4, $5, 1)
+    RETURNING id
+"""
+
+_ADVANCE = """
+    UPDATE registry.versions
+    SET revision = revision + 1, immutable = immutable OR $2
+    WHERE id = $1
+    RETURNING revision
+"""
+
+# The clock is read here, under the lock, so that later revisions have later times.
+_INSERT_REVISION = """
+    INSERT INTO registry.revisions
+        (version_id, revision, digest, published_at, published_by, reason, previous_digest, build_id)
+    VALUES ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7)
+"""
+
+_SET_STATUS = """
+    UPDATE registry.versions
+    SET status = $2, deprecation_reason = $3
+    WHERE id = $1
+"""
+
+_LIST_REVISIONS = """
+    SELECT r.revision, r.digest, a.content_digest, a.size, a.platforms, r.published_at, r.published_by, r.reason,
+           r.previous_digest, r.build_id
+    FROM registry.revisions r
+    JOIN registry.artifacts a ON a.digest = r.digest
+    WHERE r.version_id = $1 AND ($2::integer IS NULL OR r.revision < $2)
+    ORDER BY r.revision DESC
+    LIMIT $3
+"""
+
+_FIND_REVISION_BY_DIGEST = """
+    SELECT v.version, r.revision, v.status
+    FROM registry.bundles b
+    JOIN registry.versions v ON v.bundle_id = b.id
+    JOIN registry.revisions r ON r.version_id = v.id
+    WHERE b.slug = $1 AND r.digest = $2
+    ORDER BY r.published_at DESC, r.revision DESC
+    LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version and its current revision; the last four are None until it is replaced."""
+
+    id: int
+    slug: str
+    version: str
+    sort_key: str
+    revision: int
+    status: str
+    deprecation_reason: str | None
+    immutable: bool
+    digest: str
+    content_digest: str
+    size: int
+    unpacked_size: int
+    file_count: int
+    compression: str
+    object_key: str
+    platforms: list[str]
+    manifest: dict[str, Any]
+    published_at: datetime
+    published_by: str
+    replaced_at: datetime | None
+    replaced_by: str | None
+    reason: str | None
+    previous_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRevision:
+    """A publication that is to be recorded."""
+
+    digest: str
+    published_by: str
+    reason: str | None
+    previous_digest: str | None
+    build_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Revision(NewRevision):
+    """A publication as it is recorded."""
+
+    revision: int
+    content_digest: str
+    size: int
+    platforms: list[str]
+    published_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionName:
+    """Which revision of which version, and whether that version is offered."""
+
+    version: str
+    revision: int
+    status: str
+
+
+async def lock(connection: Connection, slug: str, version: str) -> None:
+    """Be the only one who changes this version, existing or not, until the transaction ends."""
+    await connection.execute(_LOCK, slug, version)
+
+
+async def find(connection: Connection, slug: str, version: str) -> Version | None:
+    """The version as it is now."""
+    row = await connection.fetchrow(_FIND, slug, version)
+    return Version(**dict(row)) if row else None
+
+
+async def find_latest(connection: Connection, slug: str) -> Version | None:
+    """The highest version that is offered; a pre-release only where there is no release."""
+    row = await connection.fetchrow(_LATEST, slug)
+    return Version(**dict(row)) if row else None
+
+
+async def list_page(connection: Connection, slug: str, *, below: str | None, limit: int) -> list[Version]:
+    """Versions of a bundle, highest first, those whose sort key is below `below`."""
+    rows = await connection.fetch(_LIST, slug, below, limit)
+    return [Version(**dict(row)) for row in rows]
+
+
+async def insert(
+    connection: Connection, bundle_id: int, version: str, revision: NewRevision, *, immutable: bool
+) -> None:
+    """Record a new version with its first revision."""
+    identifier: int = await connection.fetchval(
+        _INSERT, bundle_id, version, version_sort_key(version), is_prerelease(version), immutable
+    )
+    await _insert_revision(connection, identifier, 1, revision)
+
+
+async def advance(connection: Connection, version_id: int, revision: NewRevision, *, immutable: bool) -> None:
+    """Add a revision to a version and make it the current one."""
+    number: int = await connection.fetchval(_ADVANCE, version_id, immutable)
+    await _insert_revision(connection, version_id, number, revision)
+
+
+async def _insert_revision(connection: Connection, version_id: int, number: int, revision: NewRevision) -> None:
+    await connection.execute(
+        _INSERT_REVISION,
+        version_id,
+        number,
+        revision.digest,
+        revision.published_by,
+        revision.reason,
+        revision.previous_digest,
+        revision.build_id,
+    )
+
+
+async def set_status(connection: Connection, version_id: int, status: str, reason: str | None) -> None:
+    """Offer a version or no longer offer it."""
+    await connection.execute(_SET_STATUS, version_id, status, reason)
+
+
+async def list_revisions(connection: Connection, version_id: int, *, below: int | None, limit: int) -> list[Revision]:
+    """Revisions of a version, newest first, those below `below`."""
+    rows = await connection.fetch(_LIST_REVISIONS, version_id, below, limit)
+    return [Revision(**dict(row)) for row in rows]
+
+
+async def find_revision_by_digest(connection: Connection, slug: str, digest: str) -> RevisionName | None:
+    """The newest revision of a bundle that is or was this artifact."""
+    row = await connection.fetchrow(_FIND_REVISION_BY_DIGEST, slug, digest)
+    return RevisionName(**dict(row)) if row else None

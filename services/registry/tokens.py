@@ -1,0 +1,170 @@
+"""Tokens: made, shown without their secret, revoked, and recognised when somebody brings one."""
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from libs.common import audit
+from libs.common.audit import Origin
+from libs.common.auth import Principal, Scope, new_token, parse_scopes, token_hash
+from libs.common.database import Connection, Pool
+from libs.common.errors import Conflict, InvalidRequest, NotFound
+from libs.common.identifiers import new_id
+from libs.common.log import get_logger
+from libs.common.models import TokenRequest
+from services.registry.store import tokens
+from services.registry.store.tokens import NewToken, Token
+
+_MIN_TOKEN_LENGTH = 32
+_MAX_CACHED = 10_000
+
+_log = get_logger("registry")
+
+
+class Authenticator:
+    """Recognises tokens, and remembers for `cache_seconds` whom one speaks for. Unknown ones are not remembered."""
+
+    def __init__(self, pool: Pool, *, cache_seconds: float) -> None:
+        self._pool = pool
+        self._cache_seconds = cache_seconds
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+
+    async def principal(self, token: str) -> Principal | None:
+        """Whom a token speaks for; None where it is unknown, expired or revoked."""
+        hashed = token_hash(token)
+        now = time.monotonic()
+        until, principal = self._known.get(hashed, (0.0, None))
+        if principal is not None and now < until:
+            return principal
+        async with self._pool.acquire() as connection:
+            live = await tokens.find_live(connection, hashed)
+        if live is None:
+            self._known.pop(hashed, None)
+            return None
+        principal = Principal(live.subject, frozenset(scope for scope in Scope if scope.value in live.scopes))
+        seconds = self._cache_seconds
+        if live.expires_at is not None:
+            seconds = min(seconds, (live.expires_at - datetime.now(UTC)).total_seconds())
+        if len(self._known) >= _MAX_CACHED:
+            self._known.clear()
+        self._known[hashed] = (now + seconds, principal)
+        return principal
+
+    def forget(self) -> None:
+        """Remember nobody: a token was revoked."""
+        self._known.clear()
+
+
+async def create(pool: Pool, request: TokenRequest, origin: Origin) -> tuple[str, Token]:
+    """Make a token; its secret, which is known only now, and its record."""
+    scopes = parse_scopes(request.scopes)
+    expires_at = request.expires_at
+    if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
+        raise InvalidRequest("expiresAt must be in the future and have a time zone, such as 2030-01-01T00:00:00Z.")
+    secret = new_token()
+    async with pool.acquire() as connection, connection.transaction():
+        record = await _record(connection, secret, request.subject, scopes, origin, expires_at)
+    if record is None:
+        raise RuntimeError("a token of 256 random bits exists already")
+    return secret, record
+
+
+async def revoke(pool: Pool, token_id: str, origin: Origin) -> Token:
+    """Make a token useless; NotFound where there is none. One that is revoked already stays as it is."""
+    async with pool.acquire() as connection, connection.transaction():
+        found = await tokens.lock(connection, token_id)
+        if found is None:
+            raise NotFound("there is no token with this id. GET /tokens lists what there is.", kind="token-not-found")
+        if found.revoked_at is not None:
+            return found
+        revoked = await tokens.revoke(connection, token_id)
+        await audit.append(
+            connection, origin, audit.Event("token.revoked", f"token/{found.subject}", detail={"id": token_id})
+        )
+    _log.info("token_revoked", id=token_id, subject=found.subject, actor=origin.actor)
+    return revoked
+
+
+async def list_page(pool: Pool, *, after: str | None, limit: int) -> list[Token]:
+    """Tokens, oldest first."""
+    async with pool.acquire() as connection:
+        return await tokens.list_page(connection, after=after, limit=limit)
+
+
+async def register(
+    connection: Connection, secret: str, subject: str, scopes: frozenset[Scope], origin: Origin
+) -> Token:
+    """Record a token whose secret is given. Recording the same again changes nothing; otherwise Conflict."""
+    async with connection.transaction():
+        record = await _record(connection, secret, subject, scopes, origin, None)
+        if record is not None:
+            return record
+        existing = await tokens.find(connection, token_hash(secret))
+    if existing is None:
+        raise RuntimeError("a token is there and not there")
+    if existing.revoked_at is not None:
+        raise Conflict(f"the token of “{existing.subject}” was revoked. Remove its file to make a new one.")
+    if (existing.subject, set(existing.scopes)) != (subject, {scope.value for scope in scopes}):
+        raise Conflict(
+            f"the token is registered already, for “{existing.subject}” with {', '.join(existing.scopes)}. "
+            "Remove its file to make another one."
+        )
+    return existing
+
+
+async def read_or_make_file(path: Path) -> str:
+    """The token in a file, which is made with a new one and readable by its owner only, where it is missing."""
+    secret = await asyncio.to_thread(_read_or_make_file, path)
+    if len(secret) < _MIN_TOKEN_LENGTH or not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise InvalidRequest(
+            f"{path} does not hold a token: at least {_MIN_TOKEN_LENGTH} printable characters were expected. "
+            "Remove it to have a new one made."
+        )
+    return secret
+
+
+def _read_or_make_file(path: Path) -> str:
+    # Written under another name first: whoever finds the file finds a whole token in it.
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        secret = new_token()
+    made = path.with_name(f".{path.name}.{new_id('new')}")
+    try:
+        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{secret}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(made, path)
+        except FileExistsError:
+            return path.read_text().strip()
+    finally:
+        made.unlink(missing_ok=True)
+    return secret
+
+
+async def _record(
+    connection: Connection,
+    secret: str,
+    subject: str,
+    scopes: frozenset[Scope],
+    origin: Origin,
+    expires_at: datetime | None,
+) -> Token | None:
+    """Record a token and the event; None where its hash is there. Inside a transaction."""
+    names = [scope.value for scope in Scope if scope in scopes]
+    record = await tokens.insert(
+        connection, NewToken(new_id("tok"), token_hash(secret), subject, names, origin.actor, expires_at)
+    )
+    if record is not None:
+        await audit.append(
+            connection,
+            origin,
+            audit.Event("token.created", f"token/{subject}", detail={"id": record.id, "scopes": names}),
+        )
+        _log.info("token_created", id=record.id, subject=subject, scopes=names, actor=origin.actor)
+    return record
