@@ -27,7 +27,7 @@ PART_BYTES = 8 * 1024 * 1024
 """Size of the parts of a multipart upload; S3 wants at least 5 MiB for all but the last."""
 
 _READ_BYTES = 1024 * 1024
-_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
 
 
