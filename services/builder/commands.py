@@ -57,13 +57,13 @@ async def run_command(
     command nor anything that it started is running. `keep_open` are descriptors that its guard holds open as long.
     Raises CommandFailed.
     """
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    tail = _Tail()
 
     def keep(line: str) -> None:
-        tail.append(line)
+        tail.add(line)
         on_line(line)
 
-    shown = shlex.join(command)
+    shown = shlex.join([Path(command[0]).name, *command[1:]])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", str(_GUARD), str(limits.grace_seconds), *command),
         cwd=directory,
@@ -90,11 +90,24 @@ async def run_command(
             f"“{shown}” was ended after {limits.command_seconds:g} seconds, which is the time limit of a command. "
             "See what it waited for in the log, or give it more time (STOWAGE_BUILDER_COMMAND_SECONDS).",
             kind="command-timed-out",
-            tail=tail,
+            tail=tail.lines,
         )
     if process.returncode:
-        raise CommandFailed(f"“{shown}” {_ended(process.returncode)}.", kind="command-failed", tail=tail)
+        raise CommandFailed(f"“{shown}” {_ended(process.returncode)}.", kind="command-failed", tail=tail.lines)
     on_line(f"“{shown}” took {time.monotonic() - started:.1f} s")
+
+
+class _Tail:
+    """The last lines, without the page of help that npm puts after its reason when a lock file does not match."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._help = False
+
+    def add(self, line: str) -> None:
+        self._help = line.startswith("npm error") and (self._help or line == "npm error Usage:")
+        if not self._help:
+            self.lines.append(line)
 
 
 def _ended(code: int) -> str:

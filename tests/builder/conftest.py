@@ -1,5 +1,6 @@
 """A builder with examples of the test's own, and a real registry."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from libs.common.models import BuildState, Import, ImportState
 from tests.backend import Backend
 from tests.builder.examples import WrittenExample
 from tests.builder.running import BuilderProcess, RunningBuilder, running_builder
-from tests.builder.waiting import eventually
 from tests.registry.running import RunningRegistry, running_registry
 
 _SERVICE_SCOPES = ["bundles:read", "bundles:publish", "bundles:force"]
@@ -69,11 +69,9 @@ class Shop:
 async def finished(builder: RunningBuilder, started: Import, *, seconds: float = 120) -> Import:
     """The import when it has ended."""
 
-    async def ended() -> bool:
-        import_ = await builder.client.import_(started.id)
-        return import_.state not in (ImportState.QUEUED, ImportState.RUNNING)
-
-    await eventually(ended, seconds=seconds)
+    async with asyncio.timeout(seconds):
+        kinds = [kind async for _, kind, _ in builder.client.import_events(started.id)]
+    assert kinds[-1] == "import.finished"
     return await builder.client.import_(started.id)
 
 

@@ -53,6 +53,10 @@ def _unpack(shop: Shop, digest: str, target: Path) -> None:
         tar.extractall(target, filter="data")
 
 
+def _node(script: str, directory: Path) -> bytes:
+    return subprocess.run([find_toolchain().node, "-e", script], cwd=directory, capture_output=True, check=True).stdout
+
+
 async def test_typescript_source_is_installed_built_pruned_and_published(shop: Shop, tmp_path: Path) -> None:
     source = shop.example.copy("greeter")
     # What an earlier build on some other machine left in the source.
@@ -76,10 +80,9 @@ async def test_typescript_source_is_installed_built_pruned_and_published(shop: S
     assert build.digest
     await asyncio.to_thread(_unpack, shop, build.digest, tmp_path / "bundle")
     script = "import('./dist/index.js').then(m => console.log(JSON.stringify(m.handler({parameters: {name: 'Ada'}}))))"
-    ran = await asyncio.to_thread(
-        subprocess.run, [find_toolchain().node, "-e", script], cwd=tmp_path / "bundle", capture_output=True, check=True
-    )
-    assert json.loads(ran.stdout) == {"greeting": "Hello, Ada, for 1 minute"}
+    assert json.loads(await asyncio.to_thread(_node, script, tmp_path / "bundle")) == {
+        "greeting": "Hello, Ada, for 1 minute"
+    }
     assert "resolved" not in (tmp_path / "bundle/node_modules/.package-lock.json").read_text()
 
     assert (await shop.registry.client.job("greet")).definition.parameters == {"name": "job"}
