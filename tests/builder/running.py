@@ -47,7 +47,7 @@ async def running_builder(
         **settings,
     }
     application = create_app(BuilderSettings.model_validate(described))
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=5, handler_cancellation=True)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=20, handler_cancellation=True)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

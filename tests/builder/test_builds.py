@@ -87,11 +87,11 @@ async def test_hung_build_times_out_and_leaves_no_process(shop: Shop, tmp_path: 
     pids = tmp_path / "pids"
     pids.mkdir()
     shop.example.node("hung", _forking(pids))
-    build = await _only_build(shop, command_seconds=4)
+    build = await _only_build(shop, command_seconds=8)
     assert build.state is BuildState.FAILED
     assert build.error
     assert build.error.type == "command-timed-out"
-    assert "4 seconds" in build.error.message
+    assert "8 seconds" in build.error.message
     assert "hanging" in build.error.log_tail
     assert len(list(pids.iterdir())) == 3
     assert _alive(pids) == []

@@ -99,9 +99,9 @@ async def test_line_of_megabytes_without_an_end_comes_in_pieces(tmp_path: Path) 
 async def test_hung_command_is_ended_with_its_whole_family_also_daemons(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(CommandFailed, match="time limit") as caught:
-        await _run(_FAMILY + "time.sleep(600)", tmp_path, limits=Limits(command_seconds=2, grace_seconds=0.5))
+        await _run(_FAMILY + "time.sleep(600)", tmp_path, limits=Limits(command_seconds=4, grace_seconds=0.5))
     assert caught.value.kind == "command-timed-out"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     _assert_dead(tmp_path)
 
 

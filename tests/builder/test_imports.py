@@ -11,7 +11,17 @@ import pytest
 import zstandard
 
 from libs.common.client import ServiceError
-from libs.common.models import BuildStage, BuildState, FileEntry, ImportRequest, ImportState, Page, Revision, Version
+from libs.common.models import (
+    BuildStage,
+    BuildState,
+    FileEntry,
+    Import,
+    ImportRequest,
+    ImportState,
+    Page,
+    Revision,
+    Version,
+)
 from services.builder.toolchain import find_toolchain
 from tests.builder.conftest import Shop, finished, import_now, require_success
 
@@ -229,6 +239,21 @@ async def test_two_imports_of_the_same_at_once_make_one_revision(shop: Shop) -> 
     assert len(revisions) == 1
     changed = [import_.builds[0] for import_ in done if not import_.builds[0].unchanged]
     assert [build.id for build in changed] == [revisions[0].build_id]
+
+
+async def test_import_whose_client_left_in_the_middle_of_asking_is_either_unknown_or_carried_out(shop: Shop) -> None:
+    shop.example.python("notes")
+    async with shop.builder(concurrency=8) as builder:
+        await builder.client.get("/imports", Page[Import])  # so that the token is known
+        for number in range(30):
+            asking = asyncio.create_task(builder.client.start_import(shop.example.name))
+            await asyncio.sleep(number / 1000)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        page = await builder.client.get("/imports", Page[Import], limit=100)
+        for started in page.items:
+            require_success(await finished(builder, started, seconds=20))
+    assert len(page.items) > 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.builder.test_builds import _forking
 from tests.builder.waiting import eventually
 
 _LOST = "the builder that worked on it was lost; run the import again."
-_QUICK = {"heartbeat_seconds": 0.3, "lost_seconds": 1.5, "recovery_seconds": 0.3}
+_QUICK = {"heartbeat_seconds": 0.3, "lost_seconds": 3, "recovery_seconds": 0.3}
 
 
 async def test_builder_killed_in_the_middle_of_a_build_leaves_nothing_after_a_restart(
@@ -91,7 +91,7 @@ async def test_terminated_builder_ends_in_order(shop: Shop, tmp_path: Path) -> N
 
 async def test_import_is_taken_from_a_builder_that_is_silent_and_several_may_find_it(shop: Shop) -> None:
     shop.example.python("notes")
-    quick = {"recovery_seconds": 0.2, "lost_seconds": 5}
+    quick = {"recovery_seconds": 0.2, "lost_seconds": 20}
     async with shop.builder(**quick), shop.builder(**quick), shop.builder() as builder:
         done = require_success(await import_now(builder, shop.example))
         await shop.backend.fetch(
@@ -128,7 +128,7 @@ async def test_builder_whose_import_was_taken_away_stops_and_publishes_nothing(s
 
 
 async def test_long_build_of_a_live_builder_is_not_taken_for_lost(shop: Shop) -> None:
-    shop.example.node("slow", "Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 4000);")
+    shop.example.node("slow", "Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 6000);")
     async with shop.builder(**_QUICK) as builder, shop.builder(**_QUICK):
         require_success(await import_now(builder, shop.example))
 
