@@ -41,7 +41,8 @@ class Journal:
         # The schema is a constant of the service, never input.
         self._insert = (
             f"INSERT INTO {table} (stream, seq, at, source, level, message, fields) "  # noqa: S608
-            "SELECT $1, * FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) "
+            "SELECT $1, * "
+            "FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) "
             "ON CONFLICT DO NOTHING"  # an attempt whose answer was lost may have stored them already
         )
         self._select = (
@@ -142,12 +143,15 @@ class JournalWriter:
         self._flushing = asyncio.Lock()
 
     def write(self, source: str, message: str, *, level: str = "info", fields: dict[str, Any] | None = None) -> None:
-        """Add a line. Over-long lines are cut, and lines beyond the limit of the stream are dropped and counted."""
+        """Add a line. Over-long lines are cut, and lines beyond the limit of the stream are dropped and counted.
+
+        Lines of the source `system` are the service's own, and always kept.
+        """
         clean = message.replace("\x00", "\ufffd")
         if len(clean) > _MAX_LINE_CHARACTERS:
             clean = clean[:_MAX_LINE_CHARACTERS] + f"… ({len(clean) - _MAX_LINE_CHARACTERS} more characters)"
-        self._bytes += len(clean) + 64
-        if self._bytes > self._limits.max_bytes:
+        self._bytes += len(clean) + 64 + (len(json.dumps(fields, ensure_ascii=False)) if fields else 0)
+        if self._bytes > self._limits.max_bytes and source != "system":
             self._dropped += 1
             return
         self._add(source, clean, level, fields)

@@ -46,7 +46,7 @@ async def enqueue_runs(connection: Connection, run_ids: Sequence[str]) -> None:
 
 
 class _ValueDriver(AsyncpgDriver):
-    """pgqueuer hands the headers of new entries over as JSON text; connections of our pools encode values themselves."""
+    """pgqueuer hands the headers of new entries over as JSON text; our pools encode values themselves."""
 
     async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
         *values, headers = args

@@ -1,0 +1,131 @@
+"""Wiring of the runner."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp import web
+
+from libs.common.auth import Principal
+from libs.common.client import RegistryClient
+from libs.common.database import Notifications, open_pool
+from libs.common.introspection import CachedIntrospection
+from libs.common.journal import Journal
+from libs.common.objects import ObjectStore
+from libs.common.web import create_application
+from services.runner import routes, workflow_routes
+from services.runner.acceptance import Acceptance
+from services.runner.attempt import Workshop
+from services.runner.catalogue import Catalogue
+from services.runner.compatibility import Runtimes
+from services.runner.execution import Execution
+from services.runner.interrupts import Watch
+from services.runner.lifecycle import Lifecycle
+from services.runner.logs import RunLogs
+from services.runner.scratch import Scratch
+from services.runner.settings import RunnerSettings
+from services.runner.store import RUNS_CHANNEL
+from services.runner.worker import Stopping, Worker, WorkerSettings
+from services.runner.workflows import WorkflowAcceptance
+
+_SERVICE = "runner"
+_THREADS_PER_RUN = 4
+_WATCH_SECONDS = 2.0
+
+
+def create_app(settings: RunnerSettings) -> web.Application:
+    """The runner's API, and the worker beside it. Both live as long as the application runs."""
+    parts = _Parts(settings)
+    application = create_application(
+        _SERVICE,
+        routes=[*routes.routes(), *workflow_routes.routes()],
+        authenticate=parts.authenticate,
+        checks={"database": parts.check_database, "bucket": parts.check_bucket, "queue": parts.check_queue},
+    )
+    application[routes.STOPPING] = parts.stopping
+    application.cleanup_ctx.append(parts.running)
+    application.on_shutdown.append(parts.drain)
+    return application
+
+
+class _Parts:
+    """What the application is made of, once it runs."""
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        self._settings = settings
+        self.stopping = Stopping()
+
+    async def authenticate(self, token: str) -> Principal | None:
+        return await self._introspection(token)
+
+    async def check_database(self) -> None:
+        async with self._pool.acquire() as connection:
+            await connection.execute("SELECT 1")
+
+    async def check_bucket(self) -> None:
+        await asyncio.to_thread(self._objects.check)
+
+    async def check_queue(self) -> None:
+        await self._worker.check()
+
+    async def drain(self, _application: web.Application) -> None:
+        """Take nothing new from here on, and let followers of logs go."""
+        self.stopping.draining.set()
+
+    async def running(self, application: web.Application) -> AsyncIterator[None]:
+        """Everything, in the order in which it depends on each other."""
+        settings = self._settings
+        url = settings.database_url.get_secret_value()
+        runtimes = await Runtimes.find(settings.node, settings.python)
+        async with contextlib.AsyncExitStack() as stack:
+            registry = await stack.enter_async_context(
+                RegistryClient(settings.registry_url, settings.service_token.get_secret_value())
+            )
+            self._introspection = CachedIntrospection(registry)
+            pool = self._pool = await stack.enter_async_context(
+                open_pool(url, size=settings.database_pool_size, application_name="stowage-runner")
+            )
+            objects = self._objects = ObjectStore(settings, connections=32)
+            stack.callback(objects.close)
+            news = await stack.enter_async_context(Notifications(url, "runner_journal").listening())
+            leases = await stack.enter_async_context(Notifications(url, RUNS_CHANNEL).listening())
+            scratch = await asyncio.to_thread(Scratch.open, settings.scratch_dir)
+            stack.push_async_callback(asyncio.to_thread, scratch.close)
+            threads = stack.enter_context(
+                ThreadPoolExecutor(settings.concurrency * _THREADS_PER_RUN, thread_name_prefix="run")
+            )
+            journal = Journal(pool, "runner", news)
+            lifecycle = Lifecycle(pool, journal, max_parameters_bytes=settings.max_parameters_bytes)
+            logs = RunLogs(pool, journal, objects)
+            watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
+            workshop = Workshop(settings, pool, objects, scratch, runtimes, threads)
+            execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping)
+            worker = self._worker = Worker(
+                WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
+                execution.execute,
+                self.stopping,
+            )
+            limit = settings.max_parameters_bytes
+            application[routes.ACCEPTANCE] = Acceptance(pool, registry, max_parameters_bytes=limit)
+            application[routes.CATALOGUE] = Catalogue(pool, objects)
+            application[routes.LIFECYCLE] = lifecycle
+            application[routes.LOGS] = logs
+            application[workflow_routes.WORKFLOW_ACCEPTANCE] = WorkflowAcceptance(
+                pool, registry, max_parameters_bytes=limit
+            )
+            await stack.enter_async_context(_serving(worker, logs, self.stopping))
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(worker: Worker, logs: RunLogs, stopping: Stopping) -> AsyncIterator[None]:
+    """Execute runs until the context ends; then wait until each has ended or was given back."""
+    work = asyncio.create_task(worker.serve())
+    archiving = asyncio.create_task(logs.archive_leftovers())
+    try:
+        yield
+    finally:
+        stopping.draining.set()
+        archiving.cancel()
+        await asyncio.gather(work, archiving, return_exceptions=True)

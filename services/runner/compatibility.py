@@ -1,0 +1,113 @@
+"""Whether a bundle can run here, told from what was recorded of it, before anything is fetched or started."""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from libs.common.errors import Unprocessable
+from libs.common.manifest import Manifest, read_manifest
+from libs.common.models import Artifact, NativeFile
+from libs.common.native import Platform, host_platform
+from services.runner.endings import RunFailed
+
+_NODE = re.compile(r"node(?:js)?-?(\d+)?(?:[.x-].*)?")
+_PYTHON = re.compile(r"python-?(?:(\d+)(?:\.(\d+))?)?(?:\..*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtimes:
+    """The interpreters of this runner, and what they are."""
+
+    node: Path
+    node_version: str
+    python: Path
+    python_version: str
+
+    @classmethod
+    async def find(cls, node: Path, python: Path) -> "Runtimes":
+        """Ask the interpreters for their versions. RuntimeError naming the one that can't be started."""
+        node_version, python_version = await asyncio.gather(
+            _output(node, "--version"),
+            _output(python, "-I", "-S", "-c", "import platform; print(platform.python_version())"),
+        )
+        return cls(node, node_version.removeprefix("v"), python, python_version)
+
+
+def read_runnable_manifest(artifact: Artifact) -> Manifest:
+    """The manifest of a bundle; RunFailed where it makes no sense."""
+    try:
+        return read_manifest(artifact.manifest)
+    except Unprocessable as error:
+        raise RunFailed(error.kind, error.message) from None
+
+
+def require_runtime(manifest: Manifest, runtimes: Runtimes) -> None:
+    """Raise RunFailed unless this runner has what the bundle wants: Node's major version, Python's as far as given."""
+    if manifest.language == "node":
+        found, version = _NODE.fullmatch(manifest.runtime), runtimes.node_version
+    else:
+        found, version = _PYTHON.fullmatch(manifest.runtime), runtimes.python_version
+    parts = version.split(".")
+    numbers = [number for number in found.groups() if number is not None] if found else None
+    if numbers is None or numbers != parts[: len(numbers)]:
+        raise RunFailed(
+            "runtime_unavailable",
+            f"The bundle wants the runtime {manifest.runtime}; this runner has {manifest.language} {version}. Change "
+            "“runtime” in manifest.json to what it needs, or use a runner that has it.",
+        )
+
+
+def require_platform(native: Iterable[NativeFile], host: Platform | None = None) -> None:
+    """Raise RunFailed when native code of the bundle can't be loaded on this host.
+
+    Packages may ship the same code for several platforms, so files are judged by the package that holds them: one that
+    can be loaded here is enough.
+    """
+    host = host or host_platform()
+    groups: dict[str, list[NativeFile]] = {}
+    for file in native:
+        groups.setdefault(package_of(file.path), []).append(file)
+    for files in groups.values():
+        if not any(_runs(file.platform, host) for file in files):
+            member = min(files, key=lambda file: file.path)
+            raise RunFailed(
+                "platform_mismatch",
+                f"member {member.path} needs {member.platform}; this runner is {host}. Rebuild the bundle on "
+                f"{_system(host)} (POST /examples/import) or publish a variant for this platform.",
+            )
+
+
+def package_of(path: str) -> str:
+    """The npm package directory that holds a member, "" for the bundle itself: `node_modules/@duckdb/node-api`."""
+    parts = PurePosixPath(path).parts[:-1]
+    for index in range(len(parts) - 1, -1, -1):
+        if parts[index] == "node_modules":
+            names = 2 if parts[index + 1 : index + 2] and parts[index + 1].startswith("@") else 1
+            return "/".join(parts[: index + 1 + names])
+    return ""
+
+
+def _runs(platform: str, host: Platform) -> bool:
+    try:
+        return Platform.parse(platform).runs_on(host)
+    except ValueError:
+        return False
+
+
+def _system(host: Platform) -> str:
+    return {"linux": "Linux", "darwin": "macOS", "win32": "Windows"}.get(host.os, host.os)
+
+
+async def _output(program: Path, *arguments: str) -> str:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            program, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env={}
+        )
+    except OSError as error:
+        raise RuntimeError(f"{program} can't be started: {error.strerror}") from None
+    stdout, _ = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"{program} {' '.join(arguments)} ended with code {process.returncode}")
+    return stdout.decode().strip()

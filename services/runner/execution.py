@@ -1,0 +1,133 @@
+"""A leased run, seen through: from the lease to the one transaction that ends it."""
+
+from contextlib import AbstractAsyncContextManager
+
+from libs.common.journal import Journal, JournalLimits, JournalWriter
+from libs.common.log import get_logger
+from libs.common.models import RunState
+from services.runner.attempt import Attempt, Workshop
+from services.runner.endings import AttemptInterrupted, Outcome
+from services.runner.interrupts import Interrupt, Interrupts, Watch
+from services.runner.lifecycle import Leased, Lifecycle, Verdict
+from services.runner.logs import RunLogs, write_lines
+from services.runner.persistence import persistently
+from services.runner.store import Assignment, Ending, Timings
+from services.runner.worker import Stopping
+
+_log = get_logger("runner")
+
+
+class Execution:
+    """Executes runs for the worker."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        lifecycle: Lifecycle,
+        journal: Journal,
+        logs: RunLogs,
+        watch: Watch,
+        stopping: Stopping,
+    ) -> None:
+        self._workshop = workshop
+        self._lifecycle = lifecycle
+        self._journal = journal
+        self._logs = logs
+        self._watch = watch
+        self._stopping = stopping
+
+    async def execute(self, run_id: str) -> bool:
+        """Take a run from the queue to its end. False where it was given back, so that it is to be queued again."""
+        leased = await persistently(lambda: self._lifecycle.lease(run_id), what="lease", run_id=run_id)
+        if leased is None:
+            return True
+        run = leased.assignment
+        limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
+        async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
+            writing, log = await persistently(lambda: self._open_log(run_id, limits), what="log", run_id=run_id)
+            try:
+                return await self._see_through(leased, log, interrupts)
+            except Exception:
+                log.write("system", "the attempt broke off through a fault of the runner", level="error")
+                raise
+            finally:
+                if interrupts.lost:
+                    log.discard()
+                await persistently(log.flush, what="log", run_id=run_id)
+                await writing.__aexit__(None, None, None)
+
+    async def _open_log(
+        self, run_id: str, limits: JournalLimits
+    ) -> tuple[AbstractAsyncContextManager[JournalWriter], JournalWriter]:
+        writing = self._journal.writing(run_id, limits)
+        return writing, await writing.__aenter__()
+
+    async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> bool:
+        run = leased.assignment
+        timings = Timings()
+        match leased.verdict:
+            case Verdict.EXECUTE:
+                bundle = f"{run.slug}@{run.version} r{run.revision} {run.digest}"
+                log.write("system", f"attempt {run.attempts} of {run.max_attempts}: {bundle}")
+                attempt = Attempt(self._workshop, run, log, interrupts)
+                try:
+                    outcome = await attempt.execute()
+                except AttemptInterrupted:
+                    if interrupts.reason is not Interrupt.CANCEL:
+                        return await self._leave(run, log, interrupts)
+                    outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
+                timings = attempt.timings
+            case Verdict.CANCEL:
+                outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
+            case Verdict.GIVE_UP:
+                outcome = Outcome.failed(
+                    "lost",
+                    f"Each of the {run.attempts} attempts ended with the runner that had it. See in the log how far "
+                    "they came, and whether the job takes the machine down with it.",
+                    state=RunState.LOST,
+                )
+        await self._finish(run, outcome, timings, log)
+        return True
+
+    async def _leave(self, run: Assignment, log: JournalWriter, interrupts: Interrupts) -> bool:
+        """Let go of a run that is not at its end. Whether there is nothing left to do for its entry."""
+        if interrupts.lost:
+            _log.warning("lease_lost", run=run.id, attempt=run.attempts)
+            return True
+        log.write("system", "the runner stops; the run is queued again")
+        await persistently(log.flush, what="log", run_id=run.id)  # the next holder writes behind it
+        await persistently(lambda: self._lifecycle.hand_back(run), what="hand_back", run_id=run.id)
+        _log.info("run_handed_back", run=run.id, attempt=run.attempts)
+        return False
+
+    async def _finish(self, run: Assignment, outcome: Outcome, timings: Timings, log: JournalWriter) -> None:
+        error = outcome.error
+        write_lines(
+            log,
+            "system",
+            f"{outcome.state.value}: {error.message}" if error else outcome.state.value,
+            level="info" if outcome.state is RunState.SUCCEEDED else "error",
+        )
+        await persistently(log.flush, what="log", run_id=run.id)
+        # Whoever lost the lease must not write over the log of the attempt that has it now.
+        held = await persistently(lambda: self._lifecycle.holds(run), what="lease", run_id=run.id)
+        log_key = await persistently(lambda: self._logs.archive(run.id), what="log", run_id=run.id) if held else None
+        ending = Ending(
+            outcome.state,
+            outcome.result,
+            error.model_dump(mode="json", by_alias=True) if error else None,
+            timings,
+            log_key,
+        )
+        finished = await persistently(
+            lambda: self._lifecycle.finish(run, ending, outcome.outputs), what="finish", run_id=run.id
+        )
+        _log.info(
+            "run_finished" if finished else "lease_lost",
+            run=run.id,
+            bundle=f"{run.slug}@{run.version}",
+            digest=run.digest,
+            state=outcome.state.value,
+            attempt=run.attempts,
+            error=error.type if error else None,
+        )

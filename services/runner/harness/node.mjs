@@ -1,0 +1,226 @@
+// Runs one handler: node node.mjs CONTROL_FD EVENT_FD
+//
+// Control, a JSON object a line: first {entry, parameters, context, maxResultBytes}, later perhaps {abort: reason}.
+// Events, a JSON object a line: ready, started, log, progress, update, and at last result or error.
+// The process waits for its first control line before it imports anything of the bundle's. When the control channel
+// closes, the runner is gone, and the whole process group ends.
+
+import fs from "node:fs";
+import net from "node:net";
+import { pathToFileURL } from "node:url";
+import { inspect } from "node:util";
+
+const [controlFd, eventFd] = process.argv.splice(2, 2).map(Number);
+const MAX_EVENT_CHARACTERS = 64 * 1024;
+const abortion = new AbortController();
+let begun = false;
+let over = false;
+
+function write(text) {
+  const bytes = Buffer.from(text + "\n", "utf8");
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += fs.writeSync(eventFd, bytes, at);
+    } catch (error) {
+      if (error.code !== "EAGAIN") throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    }
+  }
+}
+
+function send(event) {
+  if (!over) write(JSON.stringify(event));
+}
+
+function end(event, code) {
+  if (over) return;
+  send(event);
+  over = true;
+  process.exit(code);
+}
+
+function cut(value, length) {
+  const text = typeof value === "string" ? value : describe(value);
+  return text.length > length ? `${text.slice(0, length)}…` : text;
+}
+
+function describe(value) {
+  try {
+    return typeof value === "object" && value !== null ? inspect(value, { depth: 4 }) : String(value);
+  } catch {
+    return "(something that can't be shown)";
+  }
+}
+
+// Fields that are no JSON, or too much of it, become text.
+function plain(fields) {
+  if (fields === undefined || fields === null) return undefined;
+  try {
+    const text = JSON.stringify(fields);
+    if (text !== undefined && text.length <= MAX_EVENT_CHARACTERS) {
+      const value = JSON.parse(text);
+      return typeof value === "object" && !Array.isArray(value) && value !== null ? value : { value };
+    }
+  } catch {
+    // described below
+  }
+  return { value: cut(describe(fields), MAX_EVENT_CHARACTERS) };
+}
+
+function log(level, message, fields) {
+  send({ type: "log", level, message: cut(message, MAX_EVENT_CHARACTERS), fields: plain(fields) });
+}
+
+function failure(error) {
+  const isError = error instanceof Error || (typeof error === "object" && error !== null && "message" in error);
+  const name = isError ? cut(error.name || error.constructor?.name || "Error", 100) : "Error";
+  const message = isError && error.message ? error.message : describe(error);
+  return {
+    type: "error",
+    name,
+    message: cut(message, MAX_EVENT_CHARACTERS),
+    stack: cut(isError ? describe(error) : new Error(describe(error)).stack, MAX_EVENT_CHARACTERS),
+  };
+}
+
+function refuse(name, message) {
+  end({ type: "error", name, message }, 1);
+}
+
+function makeLogger() {
+  const logger = (message, fields) => log("info", message, fields);
+  for (const [method, level] of Object.entries({
+    debug: "debug",
+    info: "info",
+    log: "info",
+    warn: "warning",
+    error: "error",
+  })) {
+    logger[method] = (message, fields) => log(level, message, fields);
+  }
+  return logger;
+}
+
+function contextNames(start) {
+  return {
+    parameters: start.parameters,
+    ...start.context,
+    logger: makeLogger(),
+    signal: abortion.signal,
+    progress(fraction, message) {
+      const number = Number(fraction);
+      send({
+        type: "progress",
+        fraction: Number.isFinite(number) ? Math.min(1, Math.max(0, number)) : null,
+        message: message === undefined || message === null ? null : cut(message, 1000),
+      });
+    },
+    update(fields) {
+      send({ type: "update", fields: plain(fields) ?? {} });
+    },
+    resolveSecret(name) {
+      throw new Error(
+        `secret “${cut(name, 100)}” is not available: this runner gives no secrets to jobs. Pass what is needed as a ` +
+          "parameter, if it may be seen by whoever may read the run.",
+      );
+    },
+  };
+}
+
+// One argument: the context, which by its prototype also answers to the parameters' names. Two, the older convention: the
+// parameters, which by their prototype also answer to the context's names, and the context.
+function call(handler, start) {
+  const names = contextNames(start);
+  if (handler.length < 2) return handler(Object.assign(Object.create(start.parameters), names));
+  const parameters = Object.create(names, Object.getOwnPropertyDescriptors(start.parameters));
+  return handler(parameters, names);
+}
+
+function findHandler(module) {
+  const main = module.default;
+  if (typeof module.handler === "function") return module.handler;
+  if (typeof main === "function") return main;
+  if (typeof main?.handler === "function") return main.handler.bind(main);
+  return typeof main?.default === "function" ? main.default : undefined; // transpiled from ESM to CommonJS
+}
+
+async function run(start) {
+  process.argv[1] = start.entry;
+  let module;
+  try {
+    module = await import(pathToFileURL(start.entry).href);
+  } catch (error) {
+    end(failure(error), 1);
+    return;
+  }
+  const handler = findHandler(module);
+  if (handler === undefined) {
+    refuse(
+      "no_handler",
+      `the entry exports no function “handler” (it exports ${Object.keys(module).join(", ") || "nothing"}). ` +
+        "Export one, or a function as default.",
+    );
+    return;
+  }
+  let value;
+  try {
+    send({ type: "started" });
+    value = await call(handler, start);
+  } catch (error) {
+    end(failure(error), 1);
+    return;
+  }
+  finish(value, start.maxResultBytes);
+}
+
+function finish(value, maxBytes) {
+  let text;
+  try {
+    text = value === undefined ? "null" : JSON.stringify(value);
+  } catch (error) {
+    refuse("result_not_json", `the handler returned what is not JSON: ${cut(error.message, 500)}`);
+    return;
+  }
+  if (text === undefined) {
+    refuse("result_not_json", `the handler returned what is not JSON: a ${typeof value}.`);
+    return;
+  }
+  const size = Buffer.byteLength(text);
+  if (size > maxBytes) {
+    refuse(
+      "result_too_large",
+      `the result is ${size} bytes as JSON; the limit is ${maxBytes}. Write large data to files in outputDir.`,
+    );
+    return;
+  }
+  if (over) return;
+  write(`{"type":"result","value":${text}}`);
+  over = true;
+  process.exit(0);
+}
+
+process.on("uncaughtException", (error) => end(failure(error), 1));
+process.on("unhandledRejection", (reason) => end(failure(reason), 1));
+
+const control = new net.Socket({ fd: controlFd, readable: true, writable: false });
+let pending = "";
+control.setEncoding("utf8");
+control.on("data", (text) => {
+  pending += text;
+  for (let at = pending.indexOf("\n"); at >= 0; at = pending.indexOf("\n")) {
+    const message = JSON.parse(pending.slice(0, at));
+    pending = pending.slice(at + 1);
+    if (!begun) {
+      begun = true;
+      control.unref(); // from now on, a job that waits for nothing ends
+      run(message);
+    } else if (message.abort !== undefined) {
+      abortion.abort(new Error(message.abort));
+    }
+  }
+});
+const runnerGone = () => process.kill(0, "SIGKILL");
+control.on("end", runnerGone);
+control.on("error", runnerGone);
+
+send({ type: "ready" });

@@ -1,0 +1,110 @@
+"""What may cut an attempt short: somebody cancels the run, the runner stops, or another one has taken the run over."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from enum import Enum, auto
+from uuid import UUID
+
+from libs.common.database import Notifications, Pool, is_connection_lost
+from libs.common.log import get_logger
+from services.runner.store import lease_status
+
+_log = get_logger("runner")
+
+
+class Interrupt(Enum):
+    """Why."""
+
+    CANCEL = auto()  # somebody asked for it
+    STOP = auto()  # the runner has to leave, and gives the run back
+    LOSS = auto()  # the lease is another runner's: whatever this attempt does is of no use
+
+
+class Interrupts:
+    """Whether an attempt was interrupted, for the event loop and for threads. A loss goes over any other reason."""
+
+    def __init__(self) -> None:
+        self.reason: Interrupt | None = None
+        self._event = asyncio.Event()
+        self._flag = threading.Event()
+        self._loss = threading.Event()
+
+    def set(self, reason: Interrupt) -> None:
+        """Interrupt the attempt."""
+        if self.reason is None or reason is Interrupt.LOSS:
+            self.reason = reason
+        if reason is Interrupt.LOSS:
+            self._loss.set()
+        self._flag.set()
+        self._event.set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease was lost."""
+        return self.reason is Interrupt.LOSS
+
+    @property
+    def flag(self) -> threading.Event:
+        """For worker threads: whether there was an interrupt."""
+        return self._flag
+
+    @property
+    def loss_flag(self) -> threading.Event:
+        """For worker threads: whether the lease was lost."""
+        return self._loss
+
+    async def wait(self) -> Interrupt:
+        """Wait for an interrupt."""
+        await self._event.wait()
+        return self.reason or Interrupt.LOSS
+
+
+class Watch:
+    """Looks after the leases of this runner's attempts."""
+
+    def __init__(self, pool: Pool, notifications: Notifications, *, poll_seconds: float) -> None:
+        self._pool = pool
+        self._notifications = notifications
+        self._poll_seconds = poll_seconds
+
+    @contextlib.asynccontextmanager
+    async def over(self, run_id: str, lease: UUID, stopping: asyncio.Event) -> AsyncIterator[Interrupts]:
+        """Interrupts for one attempt, for as long as the context is open."""
+        interrupts = Interrupts()
+        tasks = [
+            asyncio.create_task(self._follow(run_id, lease, interrupts)),
+            asyncio.create_task(_follow_stop(stopping, interrupts)),
+        ]
+        try:
+            yield interrupts
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, run_id: str, lease: UUID, interrupts: Interrupts) -> None:
+        async with self._notifications.subscribed(run_id) as changed:
+            while not interrupts.lost:
+                try:
+                    async with self._pool.acquire() as connection:
+                        status = await lease_status(connection, run_id)
+                except Exception as error:  # noqa: BLE001  # whatever it was, the next look decides
+                    # While PostgreSQL is away nobody can take the run over either; the next look decides.
+                    if not is_connection_lost(error):
+                        _log.exception("lease_not_watched", run=run_id)
+                else:
+                    if status.lease != lease:
+                        interrupts.set(Interrupt.LOSS)
+                    elif status.cancel_requested:
+                        interrupts.set(Interrupt.CANCEL)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._poll_seconds):
+                        await changed.wait()
+                changed.clear()
+
+
+async def _follow_stop(stopping: asyncio.Event, interrupts: Interrupts) -> None:
+    await stopping.wait()
+    interrupts.set(Interrupt.STOP)

@@ -1,0 +1,175 @@
+"""The transitions of a run, each one transaction: leased, given back, cancelled, finished.
+
+A run is finished once: by the attempt that holds its lease, or by a cancel while nobody does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from uuid import uuid4
+
+from libs.common import audit
+from libs.common.audit import Origin
+from libs.common.database import Connection, Pool
+from libs.common.errors import Conflict, NotFound
+from libs.common.journal import Journal
+from libs.common.models import Output, RunState, StepState, WorkflowRunState
+from services.runner import store, workflow_store
+from services.runner.advance import advance
+from services.runner.store import Assignment, Ending, LockedRun
+
+_CANCELLED = {"type": "cancelled", "message": "The run was cancelled before it started."}
+_STEP_STATES = {RunState.SUCCEEDED: StepState.SUCCEEDED, RunState.CANCELLED: StepState.CANCELLED}
+
+
+class Verdict(Enum):
+    """What is to be done with a run that was leased."""
+
+    EXECUTE = auto()
+    CANCEL = auto()  # somebody asked for it while its runner was lost
+    GIVE_UP = auto()  # every attempt ended with its runner
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A run that is ours for now."""
+
+    assignment: Assignment
+    verdict: Verdict
+
+
+class Lifecycle:
+    """Moves runs from state to state."""
+
+    def __init__(self, pool: Pool, journal: Journal, *, max_parameters_bytes: int) -> None:
+        self._pool = pool
+        self._journal = journal
+        self._max_parameters_bytes = max_parameters_bytes
+
+    async def lease(self, run_id: str) -> Leased | None:
+        """Take a run over from the queue, or from a runner that was lost. None where there is nothing left to do.
+
+        Whoever held the lease before can write nothing more.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            run = await store.lock_run(connection, run_id)
+            if run is None or run.state.final:
+                return None
+            if run.cancel_requested:
+                verdict = Verdict.CANCEL
+            elif run.attempts >= run.max_attempts:
+                verdict = Verdict.GIVE_UP
+            else:
+                verdict = Verdict.EXECUTE
+            assignment = await store.lease_run(connection, run_id, uuid4(), begin_attempt=verdict is Verdict.EXECUTE)
+            await self._step_is(connection, run.workflow_run_id, run_id, StepState.RUNNING)
+            await store.notify_holder(connection, run_id)
+        return Leased(assignment, verdict)
+
+    async def holds(self, assignment: Assignment) -> bool:
+        """Whether the lease is still the one of `assignment`."""
+        async with self._pool.acquire() as connection:
+            return (await store.lease_status(connection, assignment.id)).lease == assignment.lease
+
+    async def hand_back(self, assignment: Assignment) -> None:
+        """Queue a run again that this runner has to leave."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            if await store.hand_back(connection, assignment.id, assignment.lease):
+                await self._step_is(connection, assignment.workflow_run_id, assignment.id, StepState.QUEUED)
+
+    async def finish(self, assignment: Assignment, ending: Ending, outputs: Sequence[Output]) -> bool:
+        """Record the end of a run, its outputs, and what follows from it. False where the lease was lost."""
+        run_id = assignment.id
+        async with self._pool.acquire() as connection, connection.transaction():
+            if assignment.workflow_run_id is not None:
+                await workflow_store.lock_workflow_run(connection, assignment.workflow_run_id)
+            if not await store.finish_run(connection, run_id, assignment.lease, ending):
+                return False
+            await store.insert_outputs(connection, run_id, outputs)
+            if ending.log_key is not None:
+                await self._journal.discard(connection, run_id)
+            origin = Origin(assignment.created_by, assignment.request_id)
+            detail = {
+                "state": ending.state.value,
+                "attempts": assignment.attempts,
+                **({"error": ending.error["type"]} if ending.error else {}),
+            }
+            event = audit.Event("run.finished", f"run/{run_id}", digest=assignment.digest, detail=detail)
+            await audit.append(connection, origin, event)
+            await self._ended(connection, assignment.workflow_run_id, run_id, ending.state)
+        return True
+
+    async def cancel(self, run_id: str, origin: Origin) -> None:
+        """End a run: at once when it is queued, else its runner is asked to. Conflict when it has ended otherwise."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            known = await store.get_run(connection, run_id)
+            if known is None:
+                raise no_such_run(run_id)
+            if known.workflow_run_id is not None:
+                await workflow_store.lock_workflow_run(connection, known.workflow_run_id)
+            run = await store.lock_run(connection, run_id)
+            if run is None or run.state is RunState.CANCELLED:
+                return
+            if run.state.final:
+                raise Conflict(f"run {run_id} has already ended: it is {run.state.value}.", state=run.state.value)
+            if await self._cancel_locked(connection, run_id, run, origin) and run.workflow_run_id is not None:
+                await advance(connection, run.workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+
+    async def cancel_workflow_run(self, workflow_run_id: str, origin: Origin) -> None:
+        """Start no more steps, and end those that have begun."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            workflow_run = await workflow_store.lock_workflow_run(connection, workflow_run_id)
+            if workflow_run is None:
+                raise no_such_workflow_run(workflow_run_id)
+            if workflow_run.state is WorkflowRunState.CANCELLED:
+                return
+            if workflow_run.state is not WorkflowRunState.RUNNING:
+                state = workflow_run.state.value
+                raise Conflict(f"workflow run {workflow_run_id} has already ended: it is {state}.", state=state)
+            await audit.append(
+                connection, origin, audit.Event("workflow_run.cancel_requested", f"workflow-run/{workflow_run_id}")
+            )
+            await workflow_store.cancel_waiting_steps(connection, workflow_run_id)
+            for step in await workflow_store.list_steps(connection, [workflow_run_id]):
+                if step.run_id is not None and (run := await store.lock_run(connection, step.run_id)):
+                    await self._cancel_locked(connection, step.run_id, run, origin)
+            await advance(connection, workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+
+    async def _cancel_locked(self, connection: Connection, run_id: str, run: LockedRun, origin: Origin) -> bool:
+        """Cancel a locked run; whether it has ended by that."""
+        if run.state.final or run.cancel_requested:
+            return False
+        await audit.append(connection, origin, audit.Event("run.cancel_requested", f"run/{run_id}"))
+        if run.state is not RunState.QUEUED:
+            await store.request_cancel(connection, run_id)
+            await store.notify_holder(connection, run_id)
+            return False
+        await store.cancel_queued_run(connection, run_id, _CANCELLED)
+        event = audit.Event(
+            "run.finished", f"run/{run_id}", detail={"state": RunState.CANCELLED.value, "attempts": run.attempts}
+        )
+        await audit.append(connection, origin, event)
+        await self._step_is(connection, run.workflow_run_id, run_id, StepState.CANCELLED)
+        await self._journal.wake(connection, run_id)
+        return True
+
+    async def _ended(self, connection: Connection, workflow_run_id: str | None, run_id: str, state: RunState) -> None:
+        await self._journal.wake(connection, run_id)
+        if workflow_run_id is not None:
+            await self._step_is(connection, workflow_run_id, run_id, _STEP_STATES.get(state, StepState.FAILED))
+            await advance(connection, workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+
+    @staticmethod
+    async def _step_is(connection: Connection, workflow_run_id: str | None, run_id: str, state: StepState) -> None:
+        if workflow_run_id is not None:
+            await workflow_store.set_step_of_run(connection, workflow_run_id, run_id, state)
+
+
+def no_such_run(run_id: str) -> NotFound:
+    """No run has this id."""
+    return NotFound(f"there is no run {run_id[:100]}.")
+
+
+def no_such_workflow_run(workflow_run_id: str) -> NotFound:
+    """No workflow run has this id."""
+    return NotFound(f"there is no workflow run {workflow_run_id[:100]}.")

@@ -1,0 +1,60 @@
+"""Processes that are told by their environment."""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+_ROUNDS = 20
+_PAUSE_SECONDS = 0.01
+
+
+def kill_strays(marker: str) -> int:
+    """Kill every process in whose first environment a variable begins with `marker`; how many there were.
+
+    That finds what has left its process group, such as a daemon that a job started. Rounds are made until one finds
+    nothing new: whoever forks meanwhile hands its environment on. Blocks.
+    """
+    wanted = marker.encode()
+    killed: set[int] = set()
+    for _ in range(_ROUNDS):
+        found = {pid for pid in _own_processes() if _kill_if(pid, wanted)}
+        if not found:
+            break
+        killed |= found
+        time.sleep(_PAUSE_SECONDS)
+    return len(killed)
+
+
+def _kill_if(pid: int, wanted: bytes) -> bool:
+    """Kill a process that has `wanted`; whether it had it. The number may meanwhile be another process's."""
+    if not _has(pid, wanted):
+        return False
+    with contextlib.suppress(OSError):
+        handle = os.pidfd_open(pid)
+        try:
+            if _has(pid, wanted):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+    return True
+
+
+def _own_processes() -> list[int]:
+    uid = os.getuid()
+    found = []
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and entry.stat().st_uid == uid and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def _has(pid: int, wanted: bytes) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return environment.startswith(wanted) or b"\0" + wanted in environment

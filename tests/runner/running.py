@@ -1,0 +1,200 @@
+"""A runner that serves on a free port, in this process or in one of its own, for tests of the runner and of others."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from libs.common.client import RunnerClient
+from libs.common.models import Run, RunRequest, WorkflowRun, WorkflowRunState
+from libs.common.web import serve
+from services.runner.app import create_app
+from services.runner.settings import RunnerSettings
+from tests.backend import Backend
+from tests.registry.running import Answer, RunningRegistry, make_token
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class RunningRunner:
+    """A runner that is up. `token` is an administrator's, `client` uses it, `scratch` is where its runs live."""
+
+    url: str
+    token: str
+    backend: Backend
+    client: RunnerClient
+    scratch: Path
+    session: aiohttp.ClientSession = field(repr=False)
+
+    async def request(self, method: str, path: str, *, token: str | None = "", **options: Any) -> Answer:
+        """Any request; with the administrator's token unless another is given, or None for none at all."""
+        headers = dict(options.pop("headers", {}))
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token or self.token}"
+        async with self.session.request(method, self.url + path, headers=headers, **options) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def start(self, bundle: str = "hello@latest", **more: Any) -> Run:
+        """Ask for a run of a bundle."""
+        return await self.client.start_run(RunRequest(bundle=bundle, **more))
+
+    async def run(self, bundle: str = "hello@latest", *, seconds: float = 60, **more: Any) -> Run:
+        """Run a bundle and wait for the end."""
+        return await self.finished((await self.start(bundle, **more)).id, seconds=seconds)
+
+    async def finished(self, run_id: str, *, seconds: float = 60) -> Run:
+        """A run, once it has ended."""
+        async with asyncio.timeout(seconds):
+            while not (run := await self.client.run(run_id)).state.final:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return run
+
+    async def in_state(self, run_id: str, state: str, *, seconds: float = 30) -> Run:
+        """A run, once it is in a state."""
+        async with asyncio.timeout(seconds):
+            while (run := await self.client.run(run_id)).state.value != state:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return run
+
+    async def workflow_finished(self, workflow_run_id: str, *, seconds: float = 60) -> WorkflowRun:
+        """A workflow run, once it has ended."""
+        async with asyncio.timeout(seconds):
+            while True:
+                run = await self.client.workflow_run(workflow_run_id)
+                if run.state is not WorkflowRunState.RUNNING:
+                    return run
+                await asyncio.sleep(0.02)
+
+    async def log(self, run_id: str) -> str:
+        """The log of a run."""
+        return (await self.request("GET", f"/runs/{run_id}/log")).body.decode()
+
+    async def logged(self, run_id: str, text: str, *, seconds: float = 30) -> None:
+        """Wait until the log of a run has `text`."""
+        async with asyncio.timeout(seconds):
+            while text not in await self.log(run_id):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    def left_in_scratch(self) -> list[str]:
+        """What is below the scratch directory, other than what belongs to the runner itself."""
+        return sorted(str(path.relative_to(self.scratch)) for path in self.scratch.glob("runner-*/*"))
+
+    async def audit(self, subject: str) -> list[dict[str, Any]]:
+        """What the trail says of a subject, oldest first."""
+        rows = await self.backend.fetch(
+            "SELECT actor, action, digest, detail FROM audit.events WHERE subject = $1 ORDER BY id", subject
+        )
+        return [{**dict(row), "detail": json.loads(row["detail"])} for row in rows]
+
+
+@dataclass
+class RunnerProcess(RunningRunner):
+    """A runner in a process of its own."""
+
+    process: asyncio.subprocess.Process = field(kw_only=True)
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def terminate(self, *, seconds: float = 30) -> int:
+        """SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(seconds):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def running_runner(
+    backend: Backend, registry: RunningRegistry, scratch: Path, **settings: Any
+) -> AsyncIterator[RunningRunner]:
+    """The real application, served in this process on a free port of the loopback interface."""
+    port = _free_port()
+    chosen = RunnerSettings(**await _settings(backend, registry, scratch, port, settings))
+    stop = asyncio.Event()
+    serving = asyncio.create_task(
+        serve(create_app(chosen), service="runner", host="127.0.0.1", port=port, shutdown_seconds=5, stop=stop)
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with aiohttp.ClientSession() as session, RunnerClient(url, registry.token) as client:
+            await _until_ready(session, url, serving.done)
+            if serving.done():
+                serving.result()
+            yield RunningRunner(url, registry.token, backend, client, scratch, session)
+    finally:
+        stop.set()
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def runner_process(
+    backend: Backend, registry: RunningRegistry, scratch: Path, **settings: Any
+) -> AsyncIterator[RunnerProcess]:
+    """The same as a program, to be killed."""
+    port = _free_port()
+    chosen = await _settings(backend, registry, scratch, port, settings)
+    environment = {f"STOWAGE_RUNNER_{name.upper()}": str(value) for name, value in chosen.items()}
+    with (scratch.parent / f"{scratch.name}-{port}.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.runner", "serve"),
+            cwd=_ROOT,
+            env={"PATH": os.environ["PATH"], **environment},
+            stdout=log,
+            stderr=log,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with aiohttp.ClientSession() as session, RunnerClient(url, registry.token) as client:
+            await _until_ready(session, url, lambda: process.returncode is not None)
+            if process.returncode is not None:
+                raise RuntimeError(Path(log.name).read_text())
+            yield RunnerProcess(url, registry.token, backend, client, scratch, session, process=process)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+async def _settings(
+    backend: Backend, registry: RunningRegistry, scratch: Path, port: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    scratch.mkdir(exist_ok=True)
+    return {
+        **backend.settings,
+        "port": port,
+        "registry_url": registry.url,
+        "service_token": await make_token(backend, "runner", "bundles:read"),
+        "scratch_dir": scratch,
+        "abort_seconds": 0.3,
+        "kill_seconds": 0.3,
+        **settings,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _until_ready(session: aiohttp.ClientSession, url: str, ended: Any) -> None:
+    async with asyncio.timeout(60):
+        while not ended():
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"{url}/readyz") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.02)
