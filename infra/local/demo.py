@@ -22,6 +22,7 @@ _HOURS = 24
 _POLL_SECONDS = 0.2
 _REFRESH_PER_SECOND = 4
 _DIGEST_CHARACTERS = 19
+_SUMMARY_CHARACTERS = 60
 
 
 class DemoFailed(Exception):
@@ -76,9 +77,7 @@ async def run_demo(info: StackInfo, console: Console, target: Path) -> None:
     token = info.tokens["admin"]
     async with BuilderClient(info.builder, token) as builder, RunnerClient(info.runner, token) as runner:
         await _import_example(builder, console)
-        ingest = await _run_workflow(
-            runner, console, _INGEST, {"hours": _HOURS}
-        )
+        ingest = await _run_workflow(runner, console, _INGEST, {"hours": _HOURS})
         load = _step(ingest, "load")
         publication = await _run_workflow(runner, console, _PUBLICATION, {"ingestRun": load.run_id})
         await _fetch_outputs(runner, publication, target)
@@ -172,11 +171,16 @@ async def _follow_workflow(runner: RunnerClient, run: WorkflowRun, rows: Rows) -
 
 
 def _summary(result: Any) -> str:
-    """The numbers and short words of a result, on one line."""
+    """The numbers and short words of a result, as many as fit on a line."""
     if not isinstance(result, dict):
         return ""
-    simple = [f"{key} {value}" for key, value in result.items() if isinstance(value, int | str | float)]
-    return ", ".join(simple)[:72]
+    line = ""
+    for key, value in result.items():
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            longer = f"{line}, {key} {value}" if line else f"{key} {value}"
+            if len(longer) <= _SUMMARY_CHARACTERS:
+                line = longer
+    return line
 
 
 def _workflow_problem(run: WorkflowRun) -> str:
@@ -207,24 +211,25 @@ async def _fetch_outputs(runner: RunnerClient, publication: WorkflowRun, target:
 def show_results(info: StackInfo, console: Console, target: Path) -> None:
     """Say where to look."""
     console.print("\n[bold]What came out[/bold]")
+    console.print(f"  {target}/report.html", highlight=False, soft_wrap=True)
     for path in sorted(target.rglob("*")):
-        if path.is_file():
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+        if path.is_file() and path.name != "report.html":
+            console.print(f"  {path}", style="dim", highlight=False, soft_wrap=True)
     show_addresses(info, console)
 
 
 def show_addresses(info: StackInfo, console: Console) -> None:
     """Say where the services are, and how to ask them."""
+    s3 = info.s3
     console.print("\n[bold]Where things are[/bold]")
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    table.add_row("registry", info.registry)
-    table.add_row("builder", info.builder)
-    table.add_row("runner", info.runner)
-    table.add_row("S3", f"{info.s3['endpoint']}  bucket {info.s3['bucket']}")
-    table.add_row(
-        "S3 admin page", f"{info.s3['console']}  user {info.s3['consoleUser']}, password {info.s3['consolePassword']}"
-    )
-    console.print(table)
+    for name, value in (
+        ("registry", info.registry),
+        ("builder", info.builder),
+        ("runner", info.runner),
+        ("S3", f"{s3['endpoint']}  bucket {s3['bucket']}"),
+        ("S3 admin page", f"{s3['console']}  user {s3['consoleUser']}, password {s3['consolePassword']}"),
+    ):
+        console.print(f"  {name:14} {value}", highlight=False, soft_wrap=True)
     console.print(f"\n  export STOWAGE_TOKEN={info.tokens['admin']}", highlight=False, soft_wrap=True)
     console.print(
         f'  curl -H "Authorization: Bearer $STOWAGE_TOKEN" {info.registry}/job-bundles', highlight=False, soft_wrap=True

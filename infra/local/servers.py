@@ -69,7 +69,10 @@ def s3_server(
     endpoint = f"http://127.0.0.1:{ports.s3}"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [Path(sysconfig.get_path("scripts")) / "weed", "mini", *_weed_options(directory, ports, console_password)],
+            [
+                *(Path(sysconfig.get_path("scripts")) / "weed", f"-logdir={directory}", "mini"),
+                *_weed_options(directory, ports, console_password),
+            ],
             env={"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "HOME": str(directory)},
             stdin=subprocess.DEVNULL,
             stdout=log,

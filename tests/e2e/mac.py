@@ -12,13 +12,23 @@ from tests.e2e.stack import REPOSITORY
 _LOADER = REPOSITORY / "examples/environmental-observatory/bundles/observatory-duckdb-loader"
 
 
+MAC_BINARY = "node_modules/@duckdb/node-bindings-linux-x64/duckdb.node"
+"""Where the Mac's binary is in the tarball: its name says Linux, its bytes say what it is."""
+
+
 async def pack_loader_on_a_mac(directory: Path) -> bytes:
-    """The DuckDB loader as `npm ci && npm run build && tar -czf` leave it on an Apple machine."""
+    """The DuckDB loader with the binaries that `npm ci` installs on an Apple machine.
+
+    Many packages keep their binary under one path on every platform, as DuckDB's first one did; its successor has a
+    package for each. The Mac's is put where Linux looks, so that what happens with the former can be shown with it.
+    """
     source = directory / "loader"
     shutil.copytree(_LOADER, source)
     await _npm(source, "ci", "--os=darwin", "--cpu=arm64")
     await _npm(source, "run", "build")
     await _npm(source, "prune", "--omit=dev", "--os=darwin", "--cpu=arm64")
+    bindings = source / "node_modules/@duckdb"
+    (bindings / "node-bindings-darwin-arm64").rename(bindings / "node-bindings-linux-x64")
     packed = directory / "loader.tgz"
     await _run(source, "tar", "-czf", str(packed), "manifest.json", "package.json", "dist", "node_modules")
     data = packed.read_bytes()

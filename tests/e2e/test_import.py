@@ -1,17 +1,15 @@
 """Importing the environmental observatory on a clean machine, twice."""
 
 import asyncio
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
 from libs.common.archive import ArchiveReader, Entry
-from libs.common.client import BuilderClient
-from libs.common.models import Import, ImportState
+from libs.common.models import ImportState
 from tests.backend import Backend
-from tests.builder.running import running_builder
+from tests.e2e.conftest import Product
 from tests.e2e.stack import REPOSITORY, archives_below
-from tests.registry.running import running_registry
 
 _NATIVE = "node_modules/@duckdb/node-bindings-linux-x64/duckdb.node"
 _SLUGS = {
@@ -44,50 +42,32 @@ class _Start:
         self._inside = False
 
 
-async def import_observatory(client: BuilderClient) -> Import:
-    """Import the example and wait for its end."""
-    started = await client.start_import("environmental-observatory")
-    async for _number, _kind, _data in client.import_events(started.id):
-        pass
-    return await client.import_(started.id)
+async def test_import_publishes_linux_binaries_and_importing_again_changes_nothing(product: Product) -> None:
+    first = await product.import_observatory()
+    assert first.state is ImportState.SUCCEEDED, first
+    assert {build.slug for build in first.builds} == _SLUGS
+    assert all(build.unchanged is False and build.revision == 1 for build in first.builds)
+    loader = next(build for build in first.builds if build.slug == "observatory-duckdb-loader")
+    assert loader.platforms == ["linux/x64/glibc"]
+    assert await _first_bytes_of_native(product.backend, loader.digest) == (b"\x7fELF", 62)
 
+    second = await product.import_observatory()
+    assert second.state is ImportState.SUCCEEDED, second
+    assert all(build.unchanged is True and build.revision == 1 for build in second.builds)
+    assert {build.digest for build in second.builds} == {build.digest for build in first.builds}
 
-async def test_import_publishes_linux_binaries_and_importing_again_changes_nothing(
-    backend: Backend, tmp_path: Path
-) -> None:
-    async with running_registry(backend) as registry:
-        service_token = await registry.token_for("builder", "bundles:read", "bundles:publish", "bundles:force")
-        async with running_builder(
-            backend,
-            registry_url=registry.url,
-            service_token=service_token,
-            token=registry.token,
-            work_dir=tmp_path,
-        ) as builder:
-            first = await import_observatory(builder.client)
-            assert first.state is ImportState.SUCCEEDED, first
-            assert {build.slug for build in first.builds} == _SLUGS
-            assert all(build.unchanged is False and build.revision == 1 for build in first.builds)
-            loader = next(build for build in first.builds if build.slug == "observatory-duckdb-loader")
-            assert loader.platforms == ["linux/x64/glibc"]
-
-            second = await import_observatory(builder.client)
-            assert second.state is ImportState.SUCCEEDED, second
-            assert all(build.unchanged is True and build.revision == 1 for build in second.builds)
-            assert {build.digest for build in second.builds} == {build.digest for build in first.builds}
-
-        assert await _first_bytes_of_native(backend, loader.digest) == (b"\x7fELF", 62)
-        actions = await registry.actions()
-        assert actions.count("version.published") == 5
-        assert "version.replaced" not in actions
-        assert actions.count("import.requested") == actions.count("import.finished") == 2
-        assert actions.count("job.created") == 5
-        assert actions.count("workflow.created") == 2
-        assert actions.count("job.updated") == actions.count("workflow.updated") == 0
-    assert backend.keys("uploads/") == []
-    assert len(backend.keys("artifacts/")) == 5
-    assert len(backend.keys("logs/builds/")) == 10
-    assert list(tmp_path.iterdir()) == []
+    actions = Counter(await product.registry.actions())
+    assert actions == {
+        "version.published": 5,
+        "import.requested": 2,
+        "import.finished": 2,
+        "job.created": 5,
+        "workflow.created": 2,
+    }
+    assert product.backend.keys("uploads/") == []
+    assert len(product.backend.keys("artifacts/")) == 5
+    assert len(product.backend.keys("logs/builds/")) == 10
+    assert list(product.workspaces.iterdir()) == []
     assert archives_below(REPOSITORY) == []
 
 
