@@ -39,6 +39,7 @@ _DATABASE_AWAY = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what a connection that died unnoticed says when it is used
     ConnectionError,
     TimeoutError,
 )
@@ -63,7 +64,7 @@ def problem(
         headers["Retry-After"] = "2"
     return web.Response(
         status=status.value,
-        text=json.dumps(body, ensure_ascii=False),
+        text=json.dumps(body, ensure_ascii=False) + "\n",
         content_type="application/problem+json",
         charset="utf-8",
         headers=headers,
