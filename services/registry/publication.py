@@ -28,6 +28,15 @@ from services.registry.store import artifacts, versions
 from services.registry.store.versions import Version
 from services.registry.verdict import Outcome, Proposal, Refusal, judge_absent
 
+_DATABASE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+_TIDY_UP_PAUSES = (0.1, 0.5, 2.0)  # seconds
+
 _log = get_logger("registry")
 
 
@@ -118,18 +127,24 @@ class Publisher:
         return None if whole else current.digest
 
     async def _tidy_up(self, offer: Offer) -> None:
-        """Remove the object after the bucket or the database failed us, perhaps in the middle of a commit.
+        """Remove the object after the bucket or the database failed us, perhaps in the middle of a commit."""
+        digest = offer.inspection.digest
+        for pause in (*_TIDY_UP_PAUSES, None):
+            try:
+                await self._remove_after_failure(offer)
+                return
+            except _DATABASE_ERRORS as error:
+                if pause is None:
+                    _log.warning("artifact_left_behind", digest=digest, error=str(error))
+                    return
+            await asyncio.sleep(pause)
 
-        The lock on the version is granted only when that transaction has ended, so what is seen then is its end.
-        """
-        proposal, inspection = offer.proposal, offer.inspection
-        try:
-            async with self._pool.acquire() as connection, artifacts.locked(connection, inspection.digest):
-                async with connection.transaction():
-                    await versions.lock(connection, proposal.slug, proposal.version)
-                await self._remove_unless_referred_to(connection, inspection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            _log.warning("artifact_left_behind", digest=inspection.digest, error=str(error))
+    async def _remove_after_failure(self, offer: Offer) -> None:
+        async with self._pool.acquire() as connection, artifacts.locked(connection, offer.inspection.digest):
+            # Granted only when a transaction that was left in doubt has ended: what is seen then is its end.
+            async with connection.transaction():
+                await versions.lock(connection, offer.proposal.slug, offer.proposal.version)
+            await self._remove_unless_referred_to(connection, offer.inspection)
 
     async def _remove_unless_referred_to(self, connection: Connection, inspection: Inspection) -> None:
         """Delete the object if no row names it. Under the lock on the artifact."""

@@ -1,6 +1,5 @@
 """The audit trail over HTTP."""
 
-
 from aiohttp import web
 from pydantic import AwareDatetime
 
