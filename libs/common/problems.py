@@ -32,6 +32,12 @@ _STATUS: dict[type[errors.StowageError], HTTPStatus] = {
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+_ROUTE_PROBLEMS = {
+    HTTPStatus.NOT_FOUND: "there is nothing under this path. The routes are in the HTTP reference.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "this path does not take this method; the header Allow names those that it takes.",
+}
+"""What aiohttp's router says, in words that help."""
+
 _DATABASE_AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -81,7 +87,8 @@ def _render(error: Exception, request_id: str) -> web.Response:
         case web.HTTPException():
             status = HTTPStatus(error.status)
             kind = status.phrase.lower().replace(" ", "-")
-            rendered = problem(status, kind=kind, detail=error.text or error.reason, request_id=request_id)
+            detail = _ROUTE_PROBLEMS.get(status) or error.reason
+            rendered = problem(status, kind=kind, detail=detail, request_id=request_id)
             if "Allow" in error.headers:
                 rendered.headers["Allow"] = error.headers["Allow"]
             return rendered
