@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asyncpg
+import structlog
 
 from libs.common.audit import Origin
 from libs.common.auth import Scope, new_token, parse_scopes
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"registry: {error}", file=sys.stderr)
         return 2
     if options.command == "create-token":
+        # Standard output is for the token, which a script may read from there.
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         return asyncio.run(_create_token(settings, options))
     configure_logging(service="registry", log_format=settings.log_format, level=settings.log_level)
     return asyncio.run(_serve(settings))
