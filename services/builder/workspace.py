@@ -6,16 +6,21 @@ sweep knows what belongs to a live builder, also across containers that share a 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from libs.common.log import get_logger
 from services.builder.concurrency import in_thread
+
+_log = get_logger("builder")
 
 _PREFIX = "stowage-build-"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -93,12 +98,15 @@ async def open_workspace(base: Path | None, build_id: str) -> AsyncIterator[Work
         await in_thread(workspace.create)
         yield workspace
     finally:
-        await in_thread(workspace.remove)
+        try:
+            await in_thread(workspace.remove)
+        except OSError as error:  # what was built is built; a sweep will try again
+            _log.warning("workspace_not_removed", path=str(workspace.path), error=str(error))
 
 
 def sweep(base: Path | None) -> list[str]:
     """Remove the workspaces that no living builder holds; returns their names."""
-    swept = []
+    swept: list[str] = []
     for path in (base or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
         lock = _try_lock(path)
         if lock is None:
@@ -107,6 +115,8 @@ def sweep(base: Path | None) -> list[str]:
             if os.fstat(lock).st_uid == os.geteuid():
                 _remove_tree(path)
                 swept.append(path.name)
+        except OSError as error:
+            _log.warning("workspace_not_removed", path=str(path), error=str(error))
         finally:
             os.close(lock)
     return swept
@@ -130,13 +140,12 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _remove_tree(path: Path) -> None:
-    try:
+    """Remove a tree whatever a build has made of it; raises OSError."""
+    with contextlib.suppress(OSError, RecursionError):
         shutil.rmtree(path)
-    except FileNotFoundError:
-        return
-    except OSError:
-        # Packages leave directories behind that even their owner may not write.
-        for directory, _, _ in os.walk(path):
-            with contextlib.suppress(OSError):
-                Path(directory).chmod(0o700)
-        shutil.rmtree(path)
+    if path.exists():
+        # Directories that even their owner may not write, or more levels than Python can descend: these programs can.
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, "--", path], stderr=subprocess.DEVNULL, check=False)
+    if path.exists():
+        raise OSError(errno.ENOTEMPTY, "the workspace can't be removed", str(path))

@@ -60,6 +60,28 @@ async def test_sweep_leaves_what_a_live_builder_holds_and_what_is_not_a_workspac
     ]
 
 
+def _dig(directory: Path, levels: int) -> None:
+    """Make a directory with so many levels that its paths are too long to be used."""
+    os.chdir(directory)
+    for _ in range(levels):
+        Path("deep").mkdir()
+        os.chdir("deep")
+
+
+async def test_workspace_of_any_depth_is_gone_afterwards_and_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # so that the test's own directory is restored
+    (tmp_path / "stowage-build-dead").mkdir()
+    _dig(tmp_path / "stowage-build-dead", 3000)
+    os.chdir(tmp_path)
+    assert sweep(tmp_path) == ["stowage-build-dead"]
+    async with open_workspace(tmp_path, "bld_1") as workspace:
+        _dig(workspace.temporary, 3000)
+        os.chdir(tmp_path)
+    assert _names(tmp_path) == []
+
+
 def test_sweep_takes_the_workspace_of_a_killed_builder(tmp_path: Path) -> None:
     script = f"""
 import pathlib, time
