@@ -18,10 +18,10 @@ from benchmarks.report import compare, machine
 from infra.local.servers import create_bucket
 from libs.common.archive import ArchiveLimits
 from libs.common.objects import ObjectStore
+from libs.common.removal import remove_tree
 from libs.common.settings import ServiceSettings
 from services.builder.packing import pack
 from services.runner.extraction import extract_stream
-from services.runner.removal import remove_tree
 from tests.backend import running_servers
 
 

@@ -5,19 +5,16 @@ long as one of them lives: the kernel lets go of the lock when the last of them 
 sweep knows what belongs to a live builder, also across containers that share a temporary directory.
 """
 
-import contextlib
-import errno
 import fcntl
 import os
 import secrets
-import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from libs.common.log import get_logger
+from libs.common.removal import remove_tree
 from services.builder.concurrency import in_thread
 
 _log = get_logger("builder")
@@ -80,7 +77,7 @@ class Workspace:
     def remove(self) -> None:
         """Remove it with all that is in it, and unlock it. Nothing happens if it is not there."""
         try:
-            _remove_tree(self.path)
+            remove_tree(self.path)
         finally:
             if self._lock is not None:
                 os.close(self._lock)
@@ -113,7 +110,7 @@ def sweep(base: Path | None) -> list[str]:
             continue
         try:
             if os.fstat(lock).st_uid == os.geteuid():
-                _remove_tree(path)
+                remove_tree(path)
                 swept.append(path.name)
         except OSError as error:
             _log.warning("workspace_not_removed", path=str(path), error=str(error))
@@ -137,15 +134,3 @@ def _try_lock(path: Path) -> int | None:
         pass
     os.close(descriptor)
     return None
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a tree whatever a build has made of it; raises OSError."""
-    with contextlib.suppress(OSError, RecursionError):
-        shutil.rmtree(path)
-    if path.exists():
-        # Directories that even their owner may not write, or more levels than Python can descend: these programs can.
-        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
-            subprocess.run([*command, "--", path], stderr=subprocess.DEVNULL, check=False)
-    if path.exists():
-        raise OSError(errno.ENOTEMPTY, "the workspace can't be removed", str(path))

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from libs.common.archive import ArchiveError, ArchiveLimits, ArchiveReader, Entry, EntryType, quoted
-from services.runner.removal import remove_tree
+from libs.common.removal import remove_tree
 
 __all__ = [
     "ExtractionCancelledError",

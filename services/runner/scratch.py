@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Self
 
 from libs.common.log import get_logger
+from libs.common.removal import remove_tree
 from services.runner.processes import kill_strays
-from services.runner.removal import remove_tree
 
 _TMPFS = Path("/dev/shm")  # noqa: S108  # world-writable, hence the directory in it is checked
 _MARGIN_BYTES = 512 * 1024 * 1024

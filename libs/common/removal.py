@@ -1,4 +1,4 @@
-"""Removing the directory of a run, whatever the job has made of it."""
+"""Removing the directory of a run or a build, whatever jobs and commands have made of it."""
 
 from __future__ import annotations
 
