@@ -1,5 +1,6 @@
 """What a workflow run does next: decided in the database transaction that ended one of its runs, or that began it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,11 +30,6 @@ from services.runner.workflow_store import (
 )
 
 _OPEN = {StepState.WAITING, StepState.QUEUED, StepState.RUNNING}
-
-
-def dependencies(step: StepDefinition) -> set[str]:
-    """The steps that must have succeeded before this one: those it names, and those whose outputs it wants."""
-    return set(step.depends_on) | {source.step for source in step.inputs.values() if source.step is not None}
 
 
 async def advance(connection: Connection, workflow_run_id: str, *, max_parameters_bytes: int) -> None:
@@ -68,7 +64,8 @@ def _decide(steps: Mapping[str, StepRecord]) -> dict[str, bool]:
     decided = {}
     for step in steps.values():
         if step.state is StepState.WAITING:
-            needed = [steps[name].state for name in dependencies(StepDefinition.model_validate(step.definition))]
+            definition = StepDefinition.model_validate(step.definition)
+            needed = [steps[name].state for name in definition.depends_on]
             if all(state is StepState.SUCCEEDED for state in needed):
                 decided[step.name] = True
             elif any(state is not StepState.SUCCEEDED and state not in _OPEN for state in needed):
@@ -116,10 +113,12 @@ def _render_inputs(
             continue
         if not isinstance(run_id, str) or not run_id:
             raise TemplateError(
-                f"input {name} names no run: {source.run} is {'null' if run_id is None else repr(run_id)[:100]}. "
-                "Give the id of a run."
+                f"input {name} names no run: {source.run} is {json.dumps(run_id)[:100]}. Give the id of a run."
             )
-        rendered[name] = InputSource(run=run_id, path=source.path, optional=source.optional)
+        path = render(source.path, scope)
+        if not isinstance(path, str) or not path:
+            raise TemplateError(f"input {name} names no path: {source.path} is {json.dumps(path)[:100]}.")
+        rendered[name] = InputSource(run=run_id, path=path, optional=source.optional)
     return rendered
 
 

@@ -12,6 +12,7 @@ from libs.common.client import RegistryClient
 from libs.common.database import Notifications, open_pool
 from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
+from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
 from libs.common.web import create_application
 from services.runner import routes, workflow_routes
@@ -32,6 +33,8 @@ from services.runner.workflows import WorkflowAcceptance
 _SERVICE = "runner"
 _THREADS_PER_RUN = 4
 _WATCH_SECONDS = 2.0
+_TIDY_SECONDS = 30.0
+_log = get_logger(_SERVICE)
 
 
 def create_app(settings: RunnerSettings) -> web.Application:
@@ -114,18 +117,38 @@ class _Parts:
             application[workflow_routes.WORKFLOW_ACCEPTANCE] = WorkflowAcceptance(
                 pool, registry, max_parameters_bytes=limit
             )
-            await stack.enter_async_context(_serving(worker, logs, self.stopping))
+            await stack.enter_async_context(_serving(worker, self.stopping))
+            await stack.enter_async_context(_tidying(logs, scratch))
             yield
 
 
 @contextlib.asynccontextmanager
-async def _serving(worker: Worker, logs: RunLogs, stopping: Stopping) -> AsyncIterator[None]:
+async def _serving(worker: Worker, stopping: Stopping) -> AsyncIterator[None]:
     """Execute runs until the context ends; then wait until each has ended or was given back."""
     work = asyncio.create_task(worker.serve())
-    archiving = asyncio.create_task(logs.archive_leftovers())
     try:
         yield
     finally:
         stopping.draining.set()
-        archiving.cancel()
-        await asyncio.gather(work, archiving, return_exceptions=True)
+        await work
+
+
+@contextlib.asynccontextmanager
+async def _tidying(logs: RunLogs, scratch: Scratch) -> AsyncIterator[None]:
+    """Now and then clear up behind runners that are gone."""
+
+    async def tidy() -> None:
+        while True:
+            await asyncio.sleep(_TIDY_SECONDS)
+            try:
+                await logs.archive_leftovers()
+                await asyncio.to_thread(scratch.sweep)
+            except Exception:  # noqa: BLE001  # the next time may do better
+                _log.exception("not_tidied")
+
+    task = asyncio.create_task(tidy())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

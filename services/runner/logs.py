@@ -9,14 +9,13 @@ from libs.common.errors import NotFound
 from libs.common.journal import Journal, JournalWriter, render_line, render_lines
 from libs.common.log import get_logger
 from libs.common.models import LogEntry
-from libs.common.objects import ObjectMissing, ObjectStore, ObjectStoreUnavailable, run_log_key
+from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_key
 from services.runner import store
 from services.runner.lifecycle import no_such_run
 from services.runner.store import RunRecord
 
 _CONTENT_TYPE = "text/plain; charset=utf-8"
 _SETTLED_SECONDS = 60.0
-_ROUND_SECONDS = 30.0
 _ARCHIVE_LOCK = 7103_0001
 _log = get_logger("runner")
 
@@ -59,19 +58,13 @@ class RunLogs:
                 await changes.wait()
 
     async def require(self, run_id: str) -> None:
-        """Raise NotFound unless there is such a run."""
-        await self._get(run_id)
+        """Raise NotFound unless there is such a run, and its log can be read."""
+        run = await self._get(run_id)
+        if run.log_key is not None and await asyncio.to_thread(self._objects.head, run.log_key) is None:
+            raise NotFound(f"the log of run {run_id} is gone from the bucket.", kind="log-missing")
 
     async def archive_leftovers(self) -> None:
-        """Now and then archive the logs that were left in the journal, because the bucket or the runner was away."""
-        while True:
-            try:
-                await self._archive_round()
-            except Exception:  # noqa: BLE001  # the next round may do better
-                _log.exception("leftover_logs_not_archived")
-            await asyncio.sleep(_ROUND_SECONDS)
-
-    async def _archive_round(self) -> None:
+        """Archive the logs that were left in the journal, because the bucket or the runner was away."""
         async with self._pool.acquire() as connection:
             # One runner at a time: a log that another is just discarding would be read in part.
             if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ARCHIVE_LOCK):
@@ -100,10 +93,7 @@ class RunLogs:
             after = entries[-1].seq
 
     async def _archived(self, key: str, after: int) -> AsyncIterator[bytes]:
-        try:
-            body = await asyncio.to_thread(self._objects.read, key)
-        except ObjectMissing as error:
-            raise NotFound("the log of this run is gone from the bucket.", kind="log-missing") from error
+        body = await asyncio.to_thread(self._objects.read, key)
         try:
             chunks = iter(body)
             while chunk := await asyncio.to_thread(next, chunks, None):

@@ -84,6 +84,11 @@ class Scratch:
         name = f"stowage-{os.getuid()}"
         return cls([_Place.open(base / name, private=True) for base in dict.fromkeys(bases)])
 
+    def sweep(self) -> None:
+        """Remove what runners left that are gone, and end what still runs there. `open` does so, too."""
+        for place in self._places:
+            _sweep(place.root.parent)
+
     def close(self) -> None:
         """Give everything up."""
         for place in self._places:

@@ -19,6 +19,7 @@ from services.runner.values import clean_text
 
 _TAIL_LINES = 20
 _TAIL_CHARACTERS = 500
+_LEAVE_SECONDS = 4.0  # longer than a harness waits for its outputs to be read
 _UNSETTLED = 13  # what Node.js exits with when nothing is left to do and a promise never settled
 _HINTS = {
     **dict.fromkeys(
@@ -124,8 +125,8 @@ async def _wait(process: JobProcess, voice: Voice, interrupts: Interrupts, patie
     try:
         await asyncio.wait(waits.values(), timeout=patience.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         if process.has_ended or voice.verdict is not None:
-            # It has said all that there is to say; it may take a moment to go.
-            if not await process.ended(patience.abort_seconds):
+            # It has said how it ended; what it printed before may still be on its way.
+            if not await process.ended(_LEAVE_SECONDS):
                 process.signal(signal.SIGKILL)
             return _End.BY_ITSELF
         if interrupts.reason is None:

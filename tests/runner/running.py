@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from services.runner.settings import RunnerSettings
 from tests.backend import Backend
 from tests.registry.running import Answer, RunningRegistry, make_token
 
+_CHECKS = ("database", "bucket", "queue")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -117,9 +118,17 @@ class RunnerProcess(RunningRunner):
 
 @contextlib.asynccontextmanager
 async def running_runner(
-    backend: Backend, registry: RunningRegistry, scratch: Path, **settings: Any
+    backend: Backend,
+    registry: RunningRegistry,
+    scratch: Path,
+    *,
+    needed_checks: Sequence[str] = _CHECKS,
+    **settings: Any,
 ) -> AsyncIterator[RunningRunner]:
-    """The real application, served in this process on a free port of the loopback interface."""
+    """The real application, served in this process on a free port of the loopback interface.
+
+    `needed_checks` are those that must be fine before it counts as up.
+    """
     port = _free_port()
     chosen = RunnerSettings(**await _settings(backend, registry, scratch, port, settings))
     stop = asyncio.Event()
@@ -129,7 +138,7 @@ async def running_runner(
     url = f"http://127.0.0.1:{port}"
     try:
         async with aiohttp.ClientSession() as session, RunnerClient(url, registry.token) as client:
-            await _until_ready(session, url, serving.done)
+            await _until_ready(session, url, serving.done, needed_checks)
             if serving.done():
                 serving.result()
             yield RunningRunner(url, registry.token, backend, client, scratch, session)
@@ -190,11 +199,14 @@ def _free_port() -> int:
         return port
 
 
-async def _until_ready(session: aiohttp.ClientSession, url: str, ended: Any) -> None:
+async def _until_ready(
+    session: aiohttp.ClientSession, url: str, ended: Callable[[], bool], needed: Sequence[str] = _CHECKS
+) -> None:
     async with asyncio.timeout(60):
         while not ended():
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(f"{url}/readyz") as response:
-                    if response.status == 200:
+                    checks = (await response.json())["checks"]
+                    if all(checks[name] == "ok" for name in needed):
                         return
             await asyncio.sleep(0.02)

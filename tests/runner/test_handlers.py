@@ -318,7 +318,7 @@ async def test_floods_of_output_are_cut_and_the_run_goes_on(registry: RunningReg
             import fs from 'node:fs';
             export function handler(context) {
               console.log('y'.repeat(300000));
-              fs.writeSync(1, Buffer.alloc(40 * 1024 * 1024, 'z'));
+              process.stdout.write(Buffer.alloc(40 * 1024 * 1024, 'z'));
               for (let i = 0; i < 300; i++) console.log(`${i} ` + 'x'.repeat(10000));
               context.logger('a\\0b\\nc', { deep: { text: '\\ud800' } });
               context.logger('m'.repeat(1e6), { big: 'f'.repeat(1e6) });

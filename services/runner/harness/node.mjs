@@ -12,6 +12,7 @@ import { inspect } from "node:util";
 
 const [controlFd, eventFd] = process.argv.splice(2, 2).map(Number);
 const MAX_EVENT_CHARACTERS = 64 * 1024;
+const DRAIN_MILLISECONDS = 2000;
 const abortion = new AbortController();
 let begun = false;
 let over = false;
@@ -32,11 +33,15 @@ function send(event) {
   if (!over) write(JSON.stringify(event));
 }
 
-function end(event, code) {
+// The last event. What the job printed before may still be on its way: pipes are written to asynchronously.
+function end(text, code) {
   if (over) return;
-  send(event);
+  write(text);
   over = true;
-  process.exit(code);
+  const exit = () => process.exit(code);
+  setTimeout(exit, DRAIN_MILLISECONDS);
+  let waiting = 2;
+  for (const stream of [process.stdout, process.stderr]) stream.write("", () => --waiting || exit());
 }
 
 function cut(value, length) {
@@ -84,7 +89,11 @@ function failure(error) {
 }
 
 function refuse(name, message) {
-  end({ type: "error", name, message }, 1);
+  end(JSON.stringify({ type: "error", name, message }), 1);
+}
+
+function fail(error) {
+  end(JSON.stringify(failure(error)), 1);
 }
 
 function makeLogger() {
@@ -150,7 +159,7 @@ async function run(start) {
   try {
     module = await import(pathToFileURL(start.entry).href);
   } catch (error) {
-    end(failure(error), 1);
+    fail(error);
     return;
   }
   const handler = findHandler(module);
@@ -167,7 +176,7 @@ async function run(start) {
     send({ type: "started" });
     value = await call(handler, start);
   } catch (error) {
-    end(failure(error), 1);
+    fail(error);
     return;
   }
   finish(value, start.maxResultBytes);
@@ -193,14 +202,11 @@ function finish(value, maxBytes) {
     );
     return;
   }
-  if (over) return;
-  write(`{"type":"result","value":${text}}`);
-  over = true;
-  process.exit(0);
+  end(`{"type":"result","value":${text}}`, 0);
 }
 
-process.on("uncaughtException", (error) => end(failure(error), 1));
-process.on("unhandledRejection", (reason) => end(failure(reason), 1));
+process.on("uncaughtException", fail);
+process.on("unhandledRejection", fail);
 
 const control = new net.Socket({ fd: controlFd, readable: true, writable: false });
 let pending = "";

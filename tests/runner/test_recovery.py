@@ -1,0 +1,259 @@
+"""Runners that are killed or stopped, and a database that goes away: each run still ends, and ends once."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from libs.common.models import JobDefinition, RetryPolicy, RunRequest, RunState
+from tests.backend import Backend, Servers, fresh_backend
+from tests.registry.running import RunningRegistry, running_registry
+from tests.runner.bundles import node, publish
+from tests.runner.running import RunnerProcess, RunningRunner, runner_process, running_runner
+
+_SLOW = """
+    import fs from 'node:fs';
+    export async function handler(context) {
+      fs.appendFileSync(context.parameters.trace, `${context.run.attempt} `);
+      context.logger(`attempt ${context.run.attempt} pid ${process.pid}`);
+      await new Promise((go) => setTimeout(go, context.run.attempt >= context.parameters.fastFrom ? 10 : 60000));
+      return context.run.attempt;
+    }
+"""
+
+
+@pytest.fixture
+async def own(servers: Servers) -> AsyncIterator[Backend]:
+    """A database and a bucket of the test's own."""
+    async with fresh_backend(servers) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def own_registry(own: Backend) -> AsyncIterator[RunningRegistry]:
+    """A registry on it, with the slow bundle."""
+    async with running_registry(own) as registry:
+        await publish(registry, node(_SLOW))
+        yield registry
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["another runner", "the same, restarted"])
+async def test_a_run_whose_runner_is_killed_is_taken_over_when_the_lease_ends(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path, restarted: bool
+) -> None:
+    scratch, trace = tmp_path / "scratch", tmp_path / "trace"
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(_runner_process(own, own_registry, scratch))
+        run = await first.start(parameters={"trace": str(trace), "fastFrom": 2})
+        await first.logged(run.id, "attempt 1 pid")
+        pid = await _pid(first, run.id)
+        second = None
+        if not restarted:
+            second = await stack.enter_async_context(_runner_process(own, own_registry, scratch))
+        await first.kill()
+        killed_at = time.monotonic()
+        if second is None:
+            second = await stack.enter_async_context(_runner_process(own, own_registry, scratch))
+        done = await second.finished(run.id)
+        assert (done.state, done.result, done.attempts) == (RunState.SUCCEEDED, 2, 2)
+        assert time.monotonic() - killed_at > 1
+        assert trace.read_text() == "1 2 "
+        assert not Path(f"/proc/{pid}").exists()
+        log = await second.log(run.id)
+        assert "attempt 1 of 3" in log
+        assert "attempt 2 of 3" in log
+        assert [event["action"] for event in await second.audit(f"run/{run.id}")] == ["run.accepted", "run.finished"]
+    # What the killed runner left was swept by the next one that started.
+    if restarted:
+        assert list(scratch.iterdir()) == []
+
+
+async def test_a_run_that_takes_its_runner_down_every_time_is_lost(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    definition = JobDefinition(bundle="hello@latest", retry=RetryPolicy(attempts=2))
+    await own_registry.client.put_job("fatal", definition)
+    run_id = ""
+    for attempt in (1, 2):
+        async with _runner_process(own, own_registry, tmp_path / "scratch") as runner:
+            if not run_id:
+                parameters = {"trace": str(tmp_path / "trace"), "fastFrom": 9}
+                run_id = (await runner.client.start_run(RunRequest(job="fatal", parameters=parameters))).id
+            await runner.logged(run_id, f"attempt {attempt} pid")
+            await runner.kill()
+    async with _runner_process(own, own_registry, tmp_path / "scratch") as runner:
+        run = await runner.finished(run_id)
+        assert (run.state, run.attempts) == (RunState.LOST, 2)
+        assert run.error is not None
+        assert run.error.message.startswith("Each of the 2 attempts ended with the runner that had it.")
+        assert "attempt 2 pid" in await runner.log(run_id)
+        rows = await own.fetch("SELECT count(*) AS n FROM runner.journal")
+        assert rows[0]["n"] == 0
+        assert (await runner.audit(f"run/{run_id}"))[-1]["detail"] == {"state": "lost", "attempts": 2, "error": "lost"}
+    assert (tmp_path / "trace").read_text() == "1 2 "
+
+
+async def test_a_cancel_that_the_killed_runner_did_not_see_is_not_forgotten(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    async with running_runner(own, own_registry, tmp_path / "other", lease_seconds=2) as other:
+        async with _runner_process(own, own_registry, tmp_path / "scratch") as first:
+            await _pause(other)
+            run = await first.start(parameters={"trace": str(tmp_path / "trace"), "fastFrom": 9})
+            await first.logged(run.id, "attempt 1 pid")
+            first.process.kill()
+            await other.request("POST", f"/runs/{run.id}/cancel")
+        done = await other.finished(run.id)
+        assert (done.state, done.attempts) == (RunState.CANCELLED, 1)
+
+
+async def test_on_sigterm_runs_may_end_and_others_are_given_back(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    scratch, trace = tmp_path / "scratch", tmp_path / "trace"
+    code = """
+        export const handler = async ({ parameters }) => { await new Promise((go) => setTimeout(go, parameters.ms)); return 'done' }
+    """
+    await publish(own_registry, node(code, slug="brief"), "brief")
+    async with _runner_process(own, own_registry, scratch, drain_seconds=2) as first:
+        long = await first.start(parameters={"trace": str(trace), "fastFrom": 2})
+        await first.logged(long.id, "attempt 1 pid")
+        short = await first.start("brief@latest", parameters={"ms": 1000})
+        await first.in_state(short.id, "running")
+        waiting = await first.start("brief@latest", parameters={"ms": 1})
+        begun = time.monotonic()
+        assert await first.terminate() == 0
+        assert time.monotonic() - begun < 10
+    assert list(scratch.iterdir()) == []
+    states = {row["id"]: row["state"] for row in await own.fetch("SELECT id, state FROM runner.runs")}
+    assert states == {long.id: "queued", short.id: "succeeded", waiting.id: "queued"}
+    (row,) = await own.fetch("SELECT lease, attempts, max_attempts FROM runner.runs WHERE id = $1", long.id)
+    assert tuple(row) == (None, 1, 4)
+    async with _runner_process(own, own_registry, scratch) as second:
+        done = await second.finished(long.id)
+        assert (done.result, done.attempts) == (2, 2)
+        assert (await second.finished(waiting.id)).result == "done"
+        assert "the runner stops; the run is queued again" in await second.log(long.id)
+    assert trace.read_text() == "1 2 "
+
+
+async def test_connections_that_are_cut_are_replaced_and_runs_go_on(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    code = """
+        export async function handler(context) {
+          for (let i = 0; i < 40; i++) {
+            context.logger(`line ${i}`);
+            context.progress(i / 40, 'busy');
+            await new Promise((go) => setTimeout(go, 50));
+          }
+          return 'done';
+        }
+    """
+    await publish(own_registry, node(code, slug="chatty"), "chatty")
+    async with running_runner(own, own_registry, tmp_path / "scratch", lease_seconds=3) as runner:
+        runs = [await runner.start("chatty@latest") for _ in range(6)]
+        cutting = asyncio.create_task(_cut_connections(own, seconds=6))
+        for run in runs:
+            done = await _finished_in_spite_of_cuts(runner, run.id)
+            assert (done["state"], done["result"], done["attempts"]) == ("succeeded", "done", 1)
+        assert await cutting > 10
+        for run in runs:
+            log = await runner.log(run.id)
+            assert [line for line in log.splitlines() if "line 39" in line]
+            assert log.count("[logger] line ") == 40
+            actions = [event["action"] for event in await runner.audit(f"run/{run.id}")]
+            assert actions == ["run.accepted", "run.finished"]
+        assert (await runner.run("chatty@latest")).result == "done"
+
+
+async def test_a_runner_that_lost_its_lease_lets_go_and_records_nothing(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    async with running_runner(own, own_registry, tmp_path / "scratch") as runner:
+        run = await runner.start(parameters={"trace": str(tmp_path / "trace"), "fastFrom": 9})
+        await runner.logged(run.id, "attempt 1 pid")
+        pid = await _pid(runner, run.id)
+        # As if another runner had taken it over, and ended it.
+        await own.fetch(
+            "UPDATE runner.runs SET lease = gen_random_uuid(), state = 'succeeded', result = '\"theirs\"', "
+            "finished_at = now() WHERE id = $1",
+            run.id,
+        )
+        async with asyncio.timeout(10):
+            while Path(f"/proc/{pid}").exists() or runner.left_in_scratch():
+                await asyncio.sleep(0.05)
+        done = await runner.client.run(run.id)
+        assert (done.state, done.result) == (RunState.SUCCEEDED, "theirs")
+        assert [event["action"] for event in await runner.audit(f"run/{run.id}")] == ["run.accepted"]
+
+
+async def test_two_runners_share_the_queue_and_no_run_is_executed_twice(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    code = """
+        import fs from 'node:fs';
+        export function handler(context) { fs.appendFileSync(context.parameters.trace, context.run.id + '\\n') }
+    """
+    await publish(own_registry, node(code, slug="once"), "once")
+    trace = tmp_path / "trace"
+    async with (
+        running_runner(own, own_registry, tmp_path / "a") as one,
+        running_runner(own, own_registry, tmp_path / "b") as two,
+    ):
+        runs = await asyncio.gather(
+            *(runner.start("once@latest", parameters={"trace": str(trace)}) for runner in (one, two) * 10)
+        )
+        for run in runs:
+            assert (await one.finished(run.id)).attempts == 1
+    assert sorted(trace.read_text().split()) == sorted(run.id for run in runs)
+
+
+def _runner_process(
+    backend: Backend, registry: RunningRegistry, scratch: Path, **settings: object
+) -> contextlib.AbstractAsyncContextManager[RunnerProcess]:
+    return runner_process(backend, registry, scratch, **{"lease_seconds": 2, "drain_seconds": 0, **settings})
+
+
+async def _pause(runner: RunningRunner) -> None:
+    """Keep both places of a runner taken for a few seconds."""
+    for _ in range(2):
+        run = await runner.start(parameters={"trace": "/dev/null", "fastFrom": 9}, timeoutSeconds=3)
+        await runner.in_state(run.id, "running")
+
+
+async def _pid(runner: RunningRunner, run_id: str) -> int:
+    line = next(line for line in (await runner.log(run_id)).splitlines() if " pid " in line)
+    return int(line.rpartition(" ")[2])
+
+
+async def _cut_connections(backend: Backend, *, seconds: float) -> int:
+    """Cut the runner's connections again and again; how many there were."""
+    connection = await asyncpg.connect(backend.database_url)
+    cut = 0
+    try:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            await asyncio.sleep(0.7)
+            cut += await connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'stowage-runner%' AND datname = current_database()"
+            )
+    finally:
+        await connection.close()
+    return cut
+
+
+async def _finished_in_spite_of_cuts(runner: RunningRunner, run_id: str) -> dict[str, object]:
+    async with asyncio.timeout(60):
+        while True:
+            answer = await runner.request("GET", f"/runs/{run_id}")
+            assert answer.status in (200, 503), answer.body
+            if answer.status == 200 and answer.json["finishedAt"] is not None:
+                found: dict[str, object] = answer.json
+                return found
+            await asyncio.sleep(0.05)
