@@ -27,7 +27,8 @@ _ALLOWED = {
     "body",
     [
         node(
-            "export const handler = () => ({ environment: process.env, argv: process.argv.slice(1), cwd: process.cwd() })"
+            "export const handler = () =>"
+            " ({ environment: process.env, argv: process.argv.slice(1), cwd: process.cwd() })"
         ),
         python("""
             import os, sys
@@ -123,7 +124,8 @@ async def test_a_node_job_that_wants_too_much_memory_crashes_alone(
         node("""
             export function handler({ parameters }) {
               const kept = [];
-              for (;;) kept.push(parameters.heap ? new Array(1e6).fill(kept.length) : Buffer.alloc(16 * 1024 * 1024, 1));
+              const more = () => (parameters.heap ? new Array(1e6).fill(kept.length) : Buffer.alloc(2 ** 24, 1));
+              for (;;) kept.push(more());
             }
         """),
     )
@@ -167,7 +169,8 @@ async def test_a_file_larger_than_the_limit_is_refused(registry: RunningRegistry
     await publish(
         registry,
         node(
-            "import fs from 'node:fs'; export const handler = (c) => fs.writeFileSync(c.outputDir + '/f', 'x'.repeat(2000))"
+            "import fs from 'node:fs';"
+            "export const handler = (c) => fs.writeFileSync(c.outputDir + '/f', 'x'.repeat(2000))"
         ),
     )
     run = await runner.client.start_run(RunRequest(job="bounded"))

@@ -102,7 +102,7 @@ async def test_an_output_that_was_damaged_in_the_bucket_is_never_served_whole(
 ) -> None:
     run_id = await _written(registry, runner, {"a.txt": "right"})
     registry.objects.put(output_key(run_id, "a.txt"), b"wrong", content_type="text/plain")
-    with pytest.raises(Exception, match="payload|closed|reached"):
+    with pytest.raises(Exception, match=r"payload|closed|reached"):
         await runner.client.output(run_id, "a.txt")
     registry.objects.delete(output_key(run_id, "a.txt"))
     answer = await runner.request("GET", f"/runs/{run_id}/outputs/a.txt")
@@ -158,7 +158,7 @@ async def test_large_outputs_go_up_in_parts_and_come_down_whole(
         ("open(context.output_dir + '/a\\\\nb', 'w').close()", "output_name"),
         ("open(context.output_dir.encode() + b'/\\\\xff', 'w').close()", "output_name"),
         (
-            "os.makedirs(context.output_dir + '/d' * 500)\n    open(context.output_dir + '/d' * 500 + '/f', 'w').close()",
+            "os.makedirs(context.output_dir + '/d' * 500); open(context.output_dir + '/d' * 500 + '/f', 'w').close()",
             "output_name",
         ),
         ("[open(f'{context.output_dir}/{n}', 'w').close() for n in range(10_001)]", "outputs_too_many"),
@@ -278,9 +278,14 @@ async def test_a_log_ends_as_one_object_and_leaves_the_database(
 async def test_many_follow_one_log(registry: RunningRegistry, runner: RunningRunner) -> None:
     await publish(
         registry,
-        node(
-            "export async function handler() { for (let i = 0; i < 2000; i++) { console.log(i); if (i % 100 === 0) await new Promise(go => setTimeout(go, 5)) } }"
-        ),
+        node("""
+            export async function handler() {
+              for (let i = 0; i < 2000; i++) {
+                console.log(i);
+                if (i % 100 === 0) await new Promise((go) => setTimeout(go, 5));
+              }
+            }
+        """),
     )
     run = await runner.start()
 

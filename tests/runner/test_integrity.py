@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def _corrupt_byte(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-_DAMAGE = {
+_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "one bit": _corrupt_byte,
     "truncated": lambda data: data[: len(data) // 2],
     "empty": lambda _data: b"",

@@ -116,7 +116,10 @@ async def test_on_sigterm_runs_may_end_and_others_are_given_back(
 ) -> None:
     scratch, trace = tmp_path / "scratch", tmp_path / "trace"
     code = """
-        export const handler = async ({ parameters }) => { await new Promise((go) => setTimeout(go, parameters.ms)); return 'done' }
+        export async function handler({ parameters }) {
+          await new Promise((go) => setTimeout(go, parameters.ms));
+          return 'done';
+        }
     """
     await publish(own_registry, node(code, slug="brief"), "brief")
     async with _runner_process(own, own_registry, scratch, drain_seconds=2) as first:
@@ -185,7 +188,7 @@ async def test_a_runner_that_lost_its_lease_lets_go_and_records_nothing(
             run.id,
         )
         async with asyncio.timeout(10):
-            while Path(f"/proc/{pid}").exists() or runner.left_in_scratch():
+            while Path(f"/proc/{pid}").exists() or runner.left_in_scratch():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         done = await runner.client.run(run.id)
         assert (done.state, done.result) == (RunState.SUCCEEDED, "theirs")

@@ -25,7 +25,8 @@ _STEP = """
       if (parameters.write) fs.writeFileSync(`${outputDir}/note.txt`, parameters.write);
       const began = Date.now();
       await new Promise((go) => setTimeout(go, parameters.ms ?? 0));
-      const read = Object.fromEntries(Object.entries(inputs).map(([name, path]) => [name, fs.readFileSync(path, 'utf8')]));
+      const read = {};
+      for (const [name, path] of Object.entries(inputs)) read[name] = fs.readFileSync(path, 'utf8');
       return { parameters, read, began, ended: Date.now(), minute: '2026-03-04T00:10:00Z', list: [{ n: 1 }, { n: 2 }] };
     }
 """
