@@ -4,6 +4,7 @@ Where the database and the bucket can disagree the database says what should be 
 """
 
 import base64
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,12 +99,18 @@ def _checksum(data: bytes | memoryview) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
+@functools.cache
+def _session() -> boto3.session.Session:
+    """What boto3 needs to make clients: the description of S3, some 20 MB, is read once. Clients share nothing else."""
+    return boto3.session.Session()
+
+
 class ObjectStore:
     """One bucket of an S3 server."""
 
     def __init__(self, settings: ServiceSettings, *, connections: int = 32) -> None:
         self.bucket = settings.s3_bucket
-        self._client: S3Client = boto3.session.Session().client(
+        self._client: S3Client = _session().client(
             "s3",
             endpoint_url=settings.s3_endpoint,
             aws_access_key_id=settings.s3_access_key.get_secret_value(),
