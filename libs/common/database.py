@@ -19,6 +19,7 @@ _CONNECTION_LOST = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # also "cannot switch to state", when a connection breaks at an awkward moment
     OSError,
     TimeoutError,
 )

@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from libs.common import errors
+from libs.common.database import is_connection_lost
 from libs.common.log import get_logger
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,19 +38,6 @@ _ROUTE_PROBLEMS = {
     HTTPStatus.METHOD_NOT_ALLOWED: "this path does not take this method; the header Allow names those that it takes.",
 }
 """What aiohttp's router says, in words that help."""
-
-_DATABASE_AWAY = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # what a connection that died unnoticed says when it is used
-    ConnectionError,
-    TimeoutError,
-)
-
 
 def problem(
     status: HTTPStatus, *, kind: str, detail: str, request_id: str, members: dict[str, Any] | None = None
@@ -99,7 +87,7 @@ def _render(error: Exception, request_id: str) -> web.Response:
                 detail="the request has a character in it, NUL most likely, that no text may contain. Remove it.",
                 request_id=request_id,
             )
-        case _ if isinstance(error, _DATABASE_AWAY):
+        case _ if is_connection_lost(error):
             return problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 kind="database-unavailable",

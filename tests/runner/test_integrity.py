@@ -139,15 +139,16 @@ async def test_a_package_with_code_for_several_platforms_is_fine_if_one_is_ours(
     assert (await runner.run()).result == "ran"
 
 
-async def test_with_the_check_switched_off_the_loader_complains_instead(
-    registry: RunningRegistry, shared_backend: Backend, tmp_path: Path
-) -> None:
+async def test_with_the_check_switched_off_the_loader_complains_instead(own_backend: Backend, tmp_path: Path) -> None:
     code = """
         import { createRequire } from 'node:module';
         export const handler = () => createRequire(import.meta.url)('./native/duckdb.node');
     """
-    await publish(registry, node(code, files={"native/duckdb.node": _MACHO}))
-    async with running_runner(shared_backend, registry, tmp_path / "scratch", platform_check=False) as runner:
+    async with (
+        running_registry(own_backend) as registry,
+        running_runner(own_backend, registry, tmp_path / "scratch", platform_check=False) as runner,
+    ):
+        await publish(registry, node(code, files={"native/duckdb.node": _MACHO}))
         run = await runner.run()
     assert run.error is not None
     assert "invalid ELF header" in run.error.message
