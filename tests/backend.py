@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+from minio import Minio
 
 from infra.local import servers
 from infra.local.ports import Ports
@@ -120,3 +121,17 @@ async def fresh_backend(running: Servers) -> AsyncIterator[Backend]:
             await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
         finally:
             await connection.close()
+        await asyncio.to_thread(_drop_bucket, running, name)
+
+
+def _drop_bucket(running: Servers, name: str) -> None:
+    """Delete a bucket: each that was written to holds volumes of the S3 server, which has a few hundred in all."""
+    client = Minio(
+        running.s3_endpoint.removeprefix("http://"),
+        access_key=running.access_key,
+        secret_key=running.secret_key,
+        secure=False,
+    )
+    for item in client.list_objects(name, recursive=True):
+        client.remove_object(name, item.object_name)
+    client.remove_bucket(name)
