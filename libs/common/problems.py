@@ -87,7 +87,7 @@ def _render(error: Exception, request_id: str) -> web.Response:
                 detail="the request has a character in it, NUL most likely, that no text may contain. Remove it.",
                 request_id=request_id,
             )
-        case _ if is_connection_lost(error):
+        case _ if _is_database_away(error):
             return problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 kind="database-unavailable",
@@ -101,6 +101,13 @@ def _render(error: Exception, request_id: str) -> web.Response:
                 detail="something went wrong on our side. The log has it under this request id.",
                 request_id=request_id,
             )
+
+
+def _is_database_away(error: Exception) -> bool:
+    # Other errors of the operating system may come from anywhere in a handler, and are faults of ours.
+    if isinstance(error, OSError):
+        return isinstance(error, ConnectionError | TimeoutError)
+    return is_connection_lost(error)
 
 
 def problems_middleware(service: str) -> Middleware:

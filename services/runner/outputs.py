@@ -61,6 +61,10 @@ def find_outputs(directory: Path, limits: OutputLimits) -> FoundOutputs:
 
     RunFailed when there is more than the limits allow, or a name that can't be a key.
     """
+    if Path(os.path.realpath(directory)) != directory:
+        raise RunFailed(
+            "output_unreadable", "The directory for outputs was replaced by a link; nothing was taken from it."
+        )
     try:
         return _find(directory, limits)
     except OSError as error:

@@ -36,6 +36,7 @@ class RunningRunner:
     client: RunnerClient
     scratch: Path
     session: aiohttp.ClientSession = field(repr=False)
+    stop: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     async def request(self, method: str, path: str, *, token: str | None = "", **options: Any) -> Answer:
         """Any request; with the administrator's token unless another is given, or None for none at all."""
@@ -141,7 +142,7 @@ async def running_runner(
             await _until_ready(session, url, serving.done, needed_checks)
             if serving.done():
                 serving.result()
-            yield RunningRunner(url, registry.token, backend, client, scratch, session)
+            yield RunningRunner(url, registry.token, backend, client, scratch, session, stop)
     finally:
         stop.set()
         await serving

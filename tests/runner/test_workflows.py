@@ -261,3 +261,30 @@ async def test_steps_that_end_at_the_same_moment_start_what_waits_for_them_once(
         assert len(page["items"]) == 7
         actions = [event["action"] for event in await runner.audit(f"workflow-run/{run.id}")]
         assert actions.count("workflow_run.finished") == 1
+
+
+async def test_cancels_that_race_with_steps_that_end_leave_no_workflow_run_hanging(
+    registry: RunningRegistry, runner: RunningRunner
+) -> None:
+    definition = WorkflowDefinition(
+        steps=[*(_step(f"s{number}", ms=20 * number) for number in range(4)), _step("last", "s0", "s1")]
+    )
+    await registry.client.put_workflow("raced", definition)
+    started = await asyncio.gather(*(runner.client.start_workflow("raced", {}) for _ in range(6)))
+
+    async def cancel(number: int, run: WorkflowRun) -> int:
+        await asyncio.sleep(0.25 * number)
+        steps = [runner.request("POST", f"/runs/{step.run_id}/cancel") for step in run.steps if step.run_id]
+        answers = await asyncio.gather(runner.request("POST", f"/workflow-runs/{run.id}/cancel"), *steps)
+        return max(answer.status for answer in answers)
+
+    statuses = await asyncio.gather(*(cancel(number, run) for number, run in enumerate(started)))
+    assert set(statuses) <= {202, 409}
+    for one in started:
+        run = await runner.workflow_finished(one.id)
+        assert not {step.state for step in run.steps} & {StepState.WAITING, StepState.QUEUED, StepState.RUNNING}
+        for step in run.steps:
+            if step.run_id is not None:
+                assert (await runner.client.run(step.run_id)).state.final
+        actions = [event["action"] for event in await runner.audit(f"workflow-run/{run.id}")]
+        assert actions.count("workflow_run.finished") == 1
