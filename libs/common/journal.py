@@ -143,18 +143,23 @@ class JournalWriter:
         self._flushing = asyncio.Lock()
 
     def write(self, source: str, message: str, *, level: str = "info", fields: dict[str, Any] | None = None) -> None:
-        """Add a line. Over-long lines are cut, and lines beyond the limit of the stream are dropped and counted.
+        """Add a message, an entry for each of its lines: so the number of an entry is that of its line in the bucket.
 
-        Lines of the source `system` are the service's own, and always kept.
+        Over-long lines are cut, and lines beyond the limit of the stream are dropped and counted. Lines of the source
+        `system` are the service's own, and always kept.
         """
-        clean = message.replace("\x00", "\ufffd")
-        if len(clean) > _MAX_LINE_CHARACTERS:
-            clean = clean[:_MAX_LINE_CHARACTERS] + f"… ({len(clean) - _MAX_LINE_CHARACTERS} more characters)"
-        self._bytes += len(clean) + 64 + (len(json.dumps(fields, ensure_ascii=False)) if fields else 0)
+        for line in message.replace("\x00", "\ufffd").split("\n"):
+            self._write_line(source, line, level, fields)
+            fields = None
+
+    def _write_line(self, source: str, line: str, level: str, fields: dict[str, Any] | None) -> None:
+        if len(line) > _MAX_LINE_CHARACTERS:
+            line = line[:_MAX_LINE_CHARACTERS] + f"… ({len(line) - _MAX_LINE_CHARACTERS} more characters)"
+        self._bytes += len(line) + 64 + (len(json.dumps(fields, ensure_ascii=False)) if fields else 0)
         if self._bytes > self._limits.max_bytes and source != "system":
             self._dropped += 1
             return
-        self._add(source, clean, level, fields)
+        self._add(source, line, level, fields)
 
     def _add(self, source: str, message: str, level: str, fields: dict[str, Any] | None) -> None:
         self._seq += 1

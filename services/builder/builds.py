@@ -97,7 +97,7 @@ class Builds:
         """End the logs of builds that were ended from outside, with a line that says why."""
         for build_id in build_ids:
             async with self._journal.writing(build_id) as log:
-                _write(log, _SYSTEM, message, level="error")
+                log.write(_SYSTEM, message, level="error")
             await self.archive(build_id)
 
     async def archive(self, build_id: str) -> None:
@@ -123,7 +123,7 @@ class Builds:
                 slug=assignment.slug,
                 error=failure.message,
             )
-            _write(log, _SYSTEM, failure.message, level="error")
+            log.write(_SYSTEM, failure.message, level="error")
             return failure
         version = published.version
         facts = {
@@ -185,13 +185,13 @@ class Builds:
         await in_thread(_drop_caches, source)
 
     async def _run(self, site: _Site, stage: BuildStage, command: Sequence[str]) -> None:
-        _write(site.log, stage, "$ " + " ".join(command))
+        site.log.write(stage, "$ " + " ".join(command))
         await run_command(
             [str(site.workspace.programs / command[0]), *command[1:]],
             directory=site.workspace.source,
             environment=site.environment,
             limits=Limits(self._settings.command_seconds, self._settings.grace_seconds),
-            on_line=lambda line: _write(site.log, stage, line),
+            on_line=lambda line: site.log.write(stage, line),
             keep_open=(site.workspace.lock,),
         )
 
@@ -212,11 +212,6 @@ def _failure_of(error: Exception) -> Failure:
                 type="internal",
                 message="something went wrong on our side. The builder's own log has it under the build's id.",
             )
-
-
-def _write(log: JournalWriter, source: str, message: str, *, level: str = "info") -> None:
-    for line in message.split("\n"):  # one entry, one line: followers count on it
-        log.write(source, line, level=level)
 
 
 def _check_entry(source: Path, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ from services.runner.attempt import Attempt, Workshop
 from services.runner.endings import AttemptInterrupted, Outcome
 from services.runner.interrupts import Interrupt, Interrupts, Watch
 from services.runner.lifecycle import Leased, Lifecycle, Verdict
-from services.runner.logs import RunLogs, write_lines
+from services.runner.logs import RunLogs
 from services.runner.persistence import persistently
 from services.runner.store import Assignment, Ending, Timings
 from services.runner.worker import Stopping
@@ -102,8 +102,7 @@ class Execution:
 
     async def _finish(self, run: Assignment, outcome: Outcome, timings: Timings, log: JournalWriter) -> None:
         error = outcome.error
-        write_lines(
-            log,
+        log.write(
             "system",
             f"{outcome.state.value}: {error.message}" if error else outcome.state.value,
             level="info" if outcome.state is RunState.SUCCEEDED else "error",

@@ -1,20 +1,16 @@
-"""The logs of runs: lines in the journal while a run goes on, one object in the bucket afterwards."""
+"""The logs of runs: where each is, and how it gets to the bucket."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from functools import partial
 
 from libs.common.database import Pool
-from libs.common.errors import NotFound
-from libs.common.journal import Journal, JournalWriter, render_line, render_lines
+from libs.common.journal import Journal
 from libs.common.log import get_logger
-from libs.common.models import LogEntry
+from libs.common.log_archive import LogArchive, LogState
 from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_key
 from services.runner import store
 from services.runner.lifecycle import no_such_run
-from services.runner.store import RunRecord
 
-_CONTENT_TYPE = "text/plain; charset=utf-8"
 _SETTLED_SECONDS = 60.0
 _ARCHIVE_LOCK = 7103_0001
 _log = get_logger("runner")
@@ -26,42 +22,25 @@ class RunLogs:
     def __init__(self, pool: Pool, journal: Journal, objects: ObjectStore) -> None:
         self._pool = pool
         self._journal = journal
-        self._objects = objects
+        self._archive = LogArchive(journal, objects)
 
     async def archive(self, run_id: str) -> str | None:
         """Put what the journal has into the bucket; the object's key, or None where that can't be done now."""
-        entries = [entry async for entry in self._journal.read_all(run_id)]
-        if not entries:
-            return None
         key = run_log_key(run_id)
         try:
-            await asyncio.to_thread(lambda: self._objects.put(key, render_lines(entries), content_type=_CONTENT_TYPE))
+            moved = await self._archive.put(run_id, key, partial(self._state, run_id))
         except ObjectStoreUnavailable as error:
             _log.warning("log_not_archived", run=run_id, error=error.message)
             return None
-        return key
-
-    async def text(self, run_id: str, *, after: int, follow: bool, closing: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """The log from behind line `after` on; with `follow` until the run has ended, or the service is `closing`."""
-        async with self._journal.changes(run_id) as changes:
-            while True:
-                run = await self._get(run_id)
-                if run.log_key is not None:
-                    async for chunk in self._archived(run.log_key, after):
-                        yield chunk
-                    return
-                async for entries in self._batches(run_id, after):
-                    after = entries[-1].seq
-                    yield "".join(map(render_line, entries)).encode("utf-8", "replace")
-                if not follow or run.state.final or closing():
-                    return
-                await changes.wait()
+        return key if moved else None
 
     async def require(self, run_id: str) -> None:
         """Raise NotFound unless there is such a run, and its log can be read."""
-        run = await self._get(run_id)
-        if run.log_key is not None and await asyncio.to_thread(self._objects.head, run.log_key) is None:
-            raise NotFound(f"the log of run {run_id} is gone from the bucket.", kind="log-missing")
+        await self._archive.require(await self._state(run_id))
+
+    def text(self, run_id: str, *, after: int, follow: bool, closing: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """The log from behind line `after` on; with `follow` until the run has ended, or the service is `closing`."""
+        return self._archive.text(run_id, partial(self._state, run_id), after=after, follow=follow, closing=closing)
 
     async def archive_leftovers(self) -> None:
         """Archive the logs that were left in the journal, because the bucket or the runner was away."""
@@ -80,47 +59,9 @@ class RunLogs:
             finally:
                 await connection.execute("SELECT pg_advisory_unlock($1)", _ARCHIVE_LOCK)
 
-    async def _get(self, run_id: str) -> RunRecord:
+    async def _state(self, run_id: str) -> LogState:
         async with self._pool.acquire() as connection:
             run = await store.get_run(connection, run_id)
         if run is None:
             raise no_such_run(run_id)
-        return run
-
-    async def _batches(self, run_id: str, after: int) -> AsyncIterator[list[LogEntry]]:
-        while entries := await self._journal.read(run_id, after=after):
-            yield entries
-            after = entries[-1].seq
-
-    async def _archived(self, key: str, after: int) -> AsyncIterator[bytes]:
-        body = await asyncio.to_thread(self._objects.read, key)
-        try:
-            chunks = iter(body)
-            while chunk := await asyncio.to_thread(next, chunks, None):
-                if after:
-                    chunk, after = _skip_lines(chunk, after)
-                if chunk:
-                    yield chunk
-        finally:
-            await asyncio.to_thread(body.close)
-
-
-def write_lines(
-    log: JournalWriter, source: str, text: str, *, level: str = "info", fields: dict[str, Any] | None = None
-) -> None:
-    """Write a text to a run's log, an entry a line: so the number of an entry is that of its line in the archive."""
-    for line in text.split("\n"):
-        log.write(source, line, level=level, fields=fields)
-        fields = None
-
-
-def _skip_lines(chunk: bytes, lines: int) -> tuple[bytes, int]:
-    """What is behind the first `lines` lines of `chunk`, and how many are still to be skipped."""
-    position = 0
-    while lines:
-        end = chunk.find(b"\n", position)
-        if end < 0:
-            return b"", lines
-        position = end + 1
-        lines -= 1
-    return chunk[position:], 0
+        return LogState(run.log_key, ended=run.state.final)

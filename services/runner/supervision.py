@@ -13,7 +13,6 @@ from libs.common.models import RunState
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import Failed, Returned, Verdict
 from services.runner.interrupts import Interrupt, Interrupts
-from services.runner.logs import write_lines
 from services.runner.process import JobProcess
 from services.runner.values import clean_text
 
@@ -88,7 +87,7 @@ class Voice:
 
     def _write(self, source: str, level: str, text: str, fields: dict[str, Any] | None) -> None:
         self._tail.extend(clean_text(line, _TAIL_CHARACTERS) for line in text.split("\n")[-_TAIL_LINES:])
-        write_lines(self._log, source, text, level=level, fields=fields)
+        self._log.write(source, text, level=level, fields=fields)
 
 
 class _End(Enum):
