@@ -204,6 +204,8 @@ class Attempt:
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
+            if voice.progressed.is_set():
+                await self._store_progress(voice)
             if voice.started_at is not None:
                 handler_ms = _since(voice.started_at, voice.ended_at)
                 self._note(start_ms=_since(begun, voice.started_at), handler_ms=handler_ms)
@@ -217,11 +219,15 @@ class Attempt:
             await store.mark_running(connection, run.id, run.lease, self.timings)
         while True:
             await voice.progressed.wait()
-            voice.progressed.clear()
-            fraction, message = voice.latest_progress or (None, None)
-            async with best_effort("set_progress", run.id), self._workshop.pool.acquire() as connection:
-                await store.set_progress(connection, run.id, run.lease, fraction, message)
+            await self._store_progress(voice)
             await asyncio.sleep(_PROGRESS_SECONDS)
+
+    async def _store_progress(self, voice: Voice) -> None:
+        run = self._assignment
+        voice.progressed.clear()
+        fraction, message = voice.latest_progress or (None, None)
+        async with best_effort("set_progress", run.id), self._workshop.pool.acquire() as connection:
+            await store.set_progress(connection, run.id, run.lease, fraction, message)
 
     async def _collect(self, directory: Path) -> list[Output]:
         """Upload what the run left; its outputs are those of the attempt that succeeds."""
