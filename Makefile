@@ -16,7 +16,7 @@ up: $(VENV)/.local ## Start the stack and stay in the foreground, with its logs
 	@$(BIN)/python -m infra.local up
 
 test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
 check: lint types imports test ## What CI runs: format, lint, types, import contracts, tests
 
