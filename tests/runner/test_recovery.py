@@ -216,6 +216,26 @@ async def test_two_runners_share_the_queue_and_no_run_is_executed_twice(
     assert sorted(trace.read_text().split()) == sorted(run.id for run in runs)
 
 
+async def test_twenty_runs_go_side_by_side_where_the_settings_say_so(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    code = """
+        import fs from 'node:fs';
+        export async function handler({ parameters }) {
+          fs.writeFileSync(`${parameters.place}/${process.pid}`, '');
+          while (fs.readdirSync(parameters.place).length < 20) await new Promise((go) => setTimeout(go, 50));
+        }
+    """
+    await publish(own_registry, node(code, slug="together"), "together")
+    (tmp_path / "place").mkdir()
+    async with running_runner(own, own_registry, tmp_path / "scratch", concurrency=20) as runner:
+        parameters = {"place": str(tmp_path / "place")}
+        runs = [await runner.start("together@latest", parameters=parameters) for _ in range(20)]
+        for run in runs:
+            assert (await runner.finished(run.id)).state is RunState.SUCCEEDED
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def _runner_process(
     backend: Backend, registry: RunningRegistry, scratch: Path, **settings: object
 ) -> contextlib.AbstractAsyncContextManager[RunnerProcess]:
