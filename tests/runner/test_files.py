@@ -301,7 +301,7 @@ async def test_a_log_ends_as_one_object_and_leaves_the_database(
         assert b"[stdout] x\n" in b"".join(body)
     registry.objects.delete(run_log_key(run.id))
     answer = await runner.request("GET", f"/runs/{run.id}/log")
-    assert (answer.status, "gone from the bucket" in answer.json["detail"]) == (404, True)
+    assert (answer.status, answer.json["type"]) == (404, "urn:stowage:problem:log-missing")
 
 
 async def test_many_follow_one_log(registry: RunningRegistry, runner: RunningRunner) -> None:
