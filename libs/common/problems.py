@@ -39,6 +39,7 @@ _ROUTE_PROBLEMS = {
 }
 """What aiohttp's router says, in words that help."""
 
+
 def problem(
     status: HTTPStatus, *, kind: str, detail: str, request_id: str, members: dict[str, Any] | None = None
 ) -> web.Response:
