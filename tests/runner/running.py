@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,16 @@ async def _settings(
         "kill_seconds": 0.3,
         **settings,
     }
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of `pids` that still run; who has ended and only waits for somebody to ask how does not."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X"):
+                found.append(pid)
+    return found
 
 
 def _free_port() -> int:

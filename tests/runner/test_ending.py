@@ -10,7 +10,7 @@ import pytest
 from libs.common.models import RunState
 from tests.registry.running import RunningRegistry
 from tests.runner.bundles import node, publish, python
-from tests.runner.running import RunningRunner
+from tests.runner.running import RunningRunner, alive
 
 _STUBBORN_NODE = node("""
     import { spawn } from 'node:child_process';
@@ -43,7 +43,7 @@ async def test_a_job_that_takes_too_long_is_ended_with_its_whole_group(
     assert run.error is not None
     assert "took longer than 1 seconds, which is its limit" in run.error.message
     assert time.monotonic() - begun < 10
-    assert _alive(await _pids(runner, run.id)) == []
+    assert alive(await _pids(runner, run.id)) == []
 
 
 @pytest.mark.parametrize("body", [_STUBBORN_NODE, _BUSY_PYTHON], ids=["node", "python"])
@@ -59,7 +59,7 @@ async def test_cancelling_a_running_job_ends_its_whole_group(
     assert run.state is RunState.CANCELLED
     assert run.error is not None
     assert run.error.message == "The run was cancelled."
-    assert _alive(await _pids(runner, run.id)) == []
+    assert alive(await _pids(runner, run.id)) == []
     assert [event["action"] for event in await runner.audit(f"run/{run.id}")] == [
         "run.accepted",
         "run.cancel_requested",
@@ -158,7 +158,7 @@ async def test_what_a_job_leaves_behind_dies_with_it_and_keeps_nothing_waiting(
     run = await runner.run()
     assert run.state is RunState.SUCCEEDED, run.error
     assert time.monotonic() - begun < 8
-    assert _alive(run.result) == []
+    assert alive(run.result) == []
     assert _processes_of(run.id) == []
 
 
@@ -186,18 +186,6 @@ async def _pids(runner: RunningRunner, run_id: str) -> list[int]:
     line = next(line for line in (await runner.log(run_id)).splitlines() if "child" in line)
     words = line.split()
     return [int(words[words.index("pid") + 1]), int(words[words.index("child") + 1])]
-
-
-def _alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if state != "Z":
-            found.append(pid)
-    return found
 
 
 def _processes_of(run_id: str) -> list[int]:

@@ -13,7 +13,7 @@ from libs.common.models import JobDefinition, RetryPolicy, RunRequest, RunState
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
-from tests.runner.running import RunnerProcess, RunningRunner, runner_process, running_runner
+from tests.runner.running import RunnerProcess, RunningRunner, alive, runner_process, running_runner
 
 _SLOW = """
     import fs from 'node:fs';
@@ -62,7 +62,7 @@ async def test_a_run_whose_runner_is_killed_is_taken_over_when_the_lease_ends(
         assert (done.state, done.result, done.attempts) == (RunState.SUCCEEDED, 2, 2)
         assert time.monotonic() - killed_at > 1
         assert trace.read_text() == "1 2 "
-        assert not Path(f"/proc/{pid}").exists()
+        assert alive([pid]) == []
         log = await second.log(run.id)
         assert "attempt 1 of 3" in log
         assert "attempt 2 of 3" in log
@@ -188,7 +188,7 @@ async def test_a_runner_that_lost_its_lease_lets_go_and_records_nothing(
             run.id,
         )
         async with asyncio.timeout(10):
-            while Path(f"/proc/{pid}").exists() or runner.left_in_scratch():  # noqa: ASYNC110
+            while alive([pid]) or runner.left_in_scratch():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         done = await runner.client.run(run.id)
         assert (done.state, done.result) == (RunState.SUCCEEDED, "theirs")
