@@ -21,7 +21,7 @@ from services.runner.events import EVENT_OVERHEAD_BYTES, dispatch
 from services.runner.fetching import fetch_bundle, fetch_inputs, plan_inputs
 from services.runner.interrupts import Interrupts
 from services.runner.outputs import OutputLimits, find_outputs, remove_outputs, upload_outputs
-from services.runner.persistence import best_effort
+from services.runner.persistence import best_effort, persistently
 from services.runner.process import JobProcess, Listeners, ProcessLimits
 from services.runner.scratch import RunDirectory, Scratch
 from services.runner.settings import RunnerSettings
@@ -184,7 +184,9 @@ class Attempt:
         """Bring in bundle and inputs. When this returns, all of it was verified."""
         workshop, flag = self._workshop, self._interrupts.flag
         sources = {name: InputSource.model_validate(value) for name, value in self._assignment.inputs.items()}
-        planned = await plan_inputs(workshop.pool, sources)
+        planned = await persistently(
+            lambda: plan_inputs(workshop.pool, sources), what="plan_inputs", run_id=self._assignment.id
+        )
         totals = await workshop.in_thread(fetch_bundle, workshop.objects, self._artifact, directory.bundle, flag)
         self._log.write(
             "system",
