@@ -1,6 +1,7 @@
 """A leased run, seen through: from the lease to the one transaction that ends it."""
 
 from contextlib import AbstractAsyncContextManager
+from uuid import uuid4
 
 from libs.common.journal import Journal, JournalLimits, JournalWriter
 from libs.common.log import get_logger
@@ -38,7 +39,8 @@ class Execution:
 
     async def execute(self, run_id: str) -> bool:
         """Take a run from the queue to its end. False where it was given back, so that it is to be queued again."""
-        leased = await persistently(lambda: self._lifecycle.lease(run_id), what="lease", run_id=run_id)
+        token = uuid4()
+        leased = await persistently(lambda: self._lifecycle.lease(run_id, token), what="lease", run_id=run_id)
         if leased is None:
             return True
         run = leased.assignment

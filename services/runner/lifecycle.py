@@ -6,7 +6,7 @@ A run is finished once: by the attempt that holds its lease, or by a cancel whil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from uuid import uuid4
+from uuid import UUID
 
 from libs.common import audit
 from libs.common.audit import Origin
@@ -46,22 +46,23 @@ class Lifecycle:
         self._journal = journal
         self._max_parameters_bytes = max_parameters_bytes
 
-    async def lease(self, run_id: str) -> Leased | None:
+    async def lease(self, run_id: str, token: UUID) -> Leased | None:
         """Take a run over from the queue, or from a runner that was lost. None where there is nothing left to do.
 
+        `token` is the new lease; to ask again with the same one, since the answer was lost, begins no second attempt.
         Whoever held the lease before can write nothing more.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             run = await store.lock_run(connection, run_id)
             if run is None or run.state.final:
                 return None
+            begun = run.lease == token and run.state is not RunState.QUEUED
+            verdict, state, attempts = Verdict.EXECUTE, RunState.STARTING, run.attempts if begun else run.attempts + 1
             if run.cancel_requested:
-                verdict = Verdict.CANCEL
-            elif run.attempts >= run.max_attempts:
-                verdict = Verdict.GIVE_UP
-            else:
-                verdict = Verdict.EXECUTE
-            assignment = await store.lease_run(connection, run_id, uuid4(), begin_attempt=verdict is Verdict.EXECUTE)
+                verdict, state, attempts = Verdict.CANCEL, RunState.QUEUED, run.attempts
+            elif attempts > run.max_attempts:
+                verdict, state, attempts = Verdict.GIVE_UP, RunState.QUEUED, run.attempts
+            assignment = await store.lease_run(connection, run_id, token, state=state, attempts=attempts)
             await self._step_is(connection, run.workflow_run_id, run_id, StepState.RUNNING)
             await store.notify_holder(connection, run_id)
         return Leased(assignment, verdict)

@@ -79,6 +79,7 @@ class LockedRun:
     attempts: int
     max_attempts: int
     cancel_requested: bool
+    lease: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ async def list_runs(connection: Connection, wanted: RunFilter, *, before: str | 
 
 
 _LOCK = """
-    SELECT state, workflow_run_id, attempts, max_attempts, cancel_requested_at IS NOT NULL AS cancel_requested
+    SELECT state, workflow_run_id, attempts, max_attempts, cancel_requested_at IS NOT NULL AS cancel_requested, lease
     FROM runner.runs
     WHERE id = $1
     FOR UPDATE
@@ -220,9 +221,10 @@ async def lock_run(connection: Connection, run_id: str) -> LockedRun | None:
 _LEASE = """
     UPDATE runner.runs
     SET lease = $2,
-        state = CASE WHEN $3 THEN 'starting' ELSE state END,
-        attempts = attempts + CASE WHEN $3 THEN 1 ELSE 0 END,
-        queued_ms = CASE WHEN state = 'queued' THEN least(extract(epoch FROM now() - queued_at) * 1000, 2147483647)::int
+        state = $3,
+        attempts = $4,
+        queued_ms = CASE WHEN state = 'queued' AND attempts < $4
+                         THEN least(extract(epoch FROM now() - queued_at) * 1000, 2147483647)::int
                          ELSE queued_ms END,
         started_at = coalesce(started_at, now()),
         progress = NULL,
@@ -233,9 +235,9 @@ _LEASE = """
 """
 
 
-async def lease_run(connection: Connection, run_id: str, lease: UUID, *, begin_attempt: bool) -> Assignment:
-    """Give the lease of a locked run to `lease`, for another attempt or, without one, only to finish it."""
-    row = await connection.fetchrow(_LEASE, run_id, lease, begin_attempt)
+async def lease_run(connection: Connection, run_id: str, lease: UUID, *, state: RunState, attempts: int) -> Assignment:
+    """Give the lease of a locked run to `lease`: as `starting` for an attempt, as `queued` only to finish it."""
+    row = await connection.fetchrow(_LEASE, run_id, lease, state, attempts)
     if row is None:
         raise LookupError(run_id)
     return Assignment(**dict(row))

@@ -5,11 +5,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from libs.common.database import Notifications, open_pool
+from libs.common.journal import Journal
 from libs.common.models import JobDefinition, RetryPolicy, RunRequest, RunState
+from services.runner.lifecycle import Lifecycle, Verdict
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
@@ -193,6 +197,31 @@ async def test_a_runner_that_lost_its_lease_lets_go_and_records_nothing(
         done = await runner.client.run(run.id)
         assert (done.state, done.result) == (RunState.SUCCEEDED, "theirs")
         assert [event["action"] for event in await runner.audit(f"run/{run.id}")] == ["run.accepted"]
+
+
+async def test_a_lease_that_is_asked_for_twice_begins_one_attempt_and_another_begins_the_next(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    async with running_runner(own, own_registry, tmp_path / "scratch") as runner:
+        run = await runner.run(parameters={"trace": str(tmp_path / "trace"), "fastFrom": 1})
+    await own.fetch(
+        "UPDATE runner.runs SET state = 'queued', attempts = 0, max_attempts = 2, finished_at = NULL, log_key = NULL "
+        "WHERE id = $1",
+        run.id,
+    )
+    async with open_pool(own.database_url, size=4, application_name="test") as pool:
+        journal = Journal(pool, "runner", Notifications(own.database_url, "runner_journal"))
+        lifecycle = Lifecycle(pool, journal, max_parameters_bytes=1000)
+        tokens = [uuid4(), uuid4(), uuid4()]
+        found = [await lifecycle.lease(run.id, token) for token in sorted(tokens * 2)]
+        assert [leased and (leased.verdict, leased.assignment.attempts) for leased in found] == [
+            (Verdict.EXECUTE, 1),
+            (Verdict.EXECUTE, 1),
+            (Verdict.EXECUTE, 2),
+            (Verdict.EXECUTE, 2),
+            (Verdict.GIVE_UP, 2),
+            (Verdict.GIVE_UP, 2),
+        ]
 
 
 async def test_two_runners_share_the_queue_and_no_run_is_executed_twice(
