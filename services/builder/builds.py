@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libs.common.client import RegistryClient
+from libs.common.completion import in_thread
 from libs.common.errors import StowageError, Unprocessable
 from libs.common.journal import Journal, JournalLimits, JournalWriter
 from libs.common.log import get_logger
 from libs.common.manifest import Manifest
 from libs.common.models import BuildStage, Failure
 from services.builder.commands import CommandFailed, Limits, run_command
-from services.builder.concurrency import in_thread
 from services.builder.copying import copy_source
 from services.builder.ledger import HolderLost, Ledger
 from services.builder.logs import BuildLogs

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from libs.common import audit
+from libs.common.completion import in_thread, to_the_end
 from libs.common.cursors import decode_cursor, encode_cursor
 from libs.common.database import Connection, Pool
 from libs.common.errors import NotFound
@@ -14,7 +15,6 @@ from libs.common.journal import Journal
 from libs.common.models import Build, Import, ImportRequest, ImportState, Page
 from services.builder import store
 from services.builder.builds import Assignment
-from services.builder.concurrency import in_thread, uninterrupted
 from services.builder.ledger import build_of, import_of, imports_of
 from services.builder.sources import Example, find_example
 from services.builder.worker import Order, Worker
@@ -52,7 +52,7 @@ class Imports:
             for slug, source in sources.items()
         ]
         # Undivided: what is written down is also begun, even if the client has left.
-        return await uninterrupted(self._accept(Order(import_id, example, assignments), origin))
+        return await to_the_end(self._accept(Order(import_id, example, assignments), origin))
 
     async def get(self, import_id: str) -> Import:
         """An import; raises NotFound."""

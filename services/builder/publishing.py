@@ -9,9 +9,9 @@ from typing import Self
 from urllib.parse import quote
 
 from libs.common.client import RegistryClient, ServiceError
+from libs.common.completion import in_thread
 from libs.common.errors import Unprocessable
 from libs.common.models import Page, Revision, Version
-from services.builder.concurrency import in_thread
 from services.builder.packing import PackingError, pack
 
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from libs.common.completion import in_thread
 from libs.common.database import Pool
 from libs.common.errors import StowageError
 from libs.common.log import get_logger
 from services.builder import store
 from services.builder.builds import Builds
-from services.builder.concurrency import in_thread
 from services.builder.ledger import LOST, Ledger
 from services.builder.settings import BuilderSettings
 from services.builder.worker import DATABASE_ERRORS

@@ -12,11 +12,11 @@ from typing import TypeAlias
 import asyncpg
 
 from libs.common.client import RegistryClient
+from libs.common.completion import in_thread
 from libs.common.errors import StowageError, Unavailable
 from libs.common.log import get_logger
 from libs.common.models import Failure, ImportState
 from services.builder.builds import Assignment, Builds
-from services.builder.concurrency import in_thread
 from services.builder.definitions import Registered, register
 from services.builder.ledger import DEFINITIONS_UPDATED, HolderLost, Ledger
 from services.builder.sources import Example

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from libs.common.completion import in_thread
 from libs.common.log import get_logger
 from libs.common.removal import remove_tree
-from services.builder.concurrency import in_thread
 
 _log = get_logger("builder")
 

@@ -5,9 +5,9 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from libs.common.completion import to_the_end
 from libs.common.errors import Unavailable
 from libs.common.objects import ObjectBody, ObjectMissing, ObjectStore
-from services.registry.completion import to_the_end
 from services.registry.placement import is_whole
 from services.registry.store.versions import Version
 

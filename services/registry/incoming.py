@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from libs.common.archive import ArchiveError, ArchiveErrorCode, ArchiveLimits
+from libs.common.completion import to_the_end
 from libs.common.errors import StowageError, TooLarge, Unprocessable
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.objects import PART_BYTES, ObjectStore, Upload
-from services.registry.completion import to_the_end
 from services.registry.inspection import Inspection, ManifestError, UploadInspection
 
 UPLOADS = "uploads/"

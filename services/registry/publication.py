@@ -13,12 +13,12 @@ import asyncpg
 from libs.common.archive import ArchiveLimits, EntryType
 from libs.common.audit import Origin
 from libs.common.auth import Principal
+from libs.common.completion import to_the_end
 from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, StowageError
 from libs.common.log import get_logger
 from libs.common.manifest import Manifest, read_manifest
 from libs.common.objects import ObjectStore, artifact_key
-from services.registry.completion import to_the_end
 from services.registry.difference import compare
 from services.registry.incoming import Incoming, received
 from services.registry.inspection import Inspection
