@@ -71,14 +71,14 @@ def _theirs(url: str, target: Path) -> float:
     return elapsed
 
 
-def _measure(objects: ObjectStore, name: str, tree: Path, folders: list[Path], rounds: int) -> None:
+def _measure(objects: ObjectStore, name: str, tree: Path, folders: dict[str, Path], rounds: int) -> None:
     gzipped = subprocess.run(["tar", "-czf", "-", "-C", str(tree), "."], check=True, capture_output=True).stdout
     published = _store(objects, f"{name}.tar.zst", b"".join(pack(tree)))
     same = _store(objects, f"{name}.tgz", gzipped)
     url = objects.presigned_url(same.key, expires_seconds=3600, filename="bundle.tgz")
     files = sum(1 for path in tree.rglob("*") if path.is_file())
     print(f"\n{name}: {files} files, {published.size / 1e6:.1f} MB as published, {same.size / 1e6:.1f} MB as .tgz")
-    for folder in folders:
+    for place, folder in folders.items():
         target = folder / "target"
         times: dict[str, list[float]] = {"published": [], "same": [], "theirs": []}
         for number in range(rounds + 1):
@@ -90,8 +90,8 @@ def _measure(objects: ObjectStore, name: str, tree: Path, folders: list[Path], r
             if number:  # the first round only warms up
                 for key, value in round_times.items():
                     times[key].append(value)
-        compare(f"{folder}: as published", times["published"], times["theirs"], against="curl | tar -xz")
-        compare(f"{folder}: same bytes", times["same"], times["theirs"], against="curl | tar -xz")
+        compare(f"{place}: as published", times["published"], times["theirs"], against="curl | tar -xz")
+        compare(f"{place}: same bytes", times["same"], times["theirs"], against="curl | tar -xz")
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def main() -> None:
         )
         work = Path(disk)
         with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:  # tmpfs is meant
-            folders = [Path(memory), work]
+            folders = {"tmpfs": Path(memory), "temporary directory": work}
             _measure(objects, "DuckDB loader", duckdb_tree(work / "duckdb"), folders, rounds)
             _measure(objects, "14,000 files", many_files_tree(work / "many"), folders, rounds)
 
