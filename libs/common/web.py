@@ -31,7 +31,6 @@ _SCOPE_ATTRIBUTE = "required_scope"
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _READY_SECONDS = 5.0
 _MAX_JSON_BYTES = 1024 * 1024
-_MAX_PAGE = 500
 
 
 def requires(scope: Scope) -> Callable[[Handler], Handler]:
@@ -117,17 +116,6 @@ def read_query(request: web.Request, model: type[Model]) -> Model:
         return model.model_validate(dict(request.query))
     except ValidationError as error:
         raise _invalid("the query string", error) from None
-
-
-def read_limit(request: web.Request, default: int = 50) -> int:
-    """The `limit` parameter of a list: 1 to 500."""
-    try:
-        limit = int(request.query.get("limit", default))
-    except ValueError:
-        limit = 0
-    if not 1 <= limit <= _MAX_PAGE:
-        raise InvalidRequest(f"limit must be a number from 1 to {_MAX_PAGE}.")
-    return limit
 
 
 def json_response(model: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from libs.common import audit
 from libs.common.completion import in_thread, to_the_end
-from libs.common.cursors import decode_cursor, encode_cursor
 from libs.common.database import Connection, Pool
 from libs.common.errors import NotFound
 from libs.common.identifiers import new_id
 from libs.common.journal import Journal
 from libs.common.models import Build, Import, ImportRequest, ImportState, Page
+from libs.common.paging import Wanted, page_of
 from services.builder import store
 from services.builder.builds import Assignment
-from services.builder.ledger import build_of, import_of, imports_of
+from services.builder.ledger import build_of, import_of, import_with
 from services.builder.sources import Example, find_example
 from services.builder.worker import Order, Worker
 
@@ -59,16 +59,12 @@ class Imports:
         async with self._pool.acquire() as connection:
             return await self._shown(connection, import_id)
 
-    async def page(self, *, example: str | None, cursor: str | None, limit: int) -> Page[Import]:
+    async def page(self, wanted: Wanted, *, example: str | None) -> Page[Import]:
         """Imports, newest first, of one example or of all."""
-        before = decode_cursor(cursor, str)[0] if cursor else None
         async with self._pool.acquire() as connection:
-            rows = await store.list_imports(connection, example=example, before=before, limit=limit + 1)
-            builds = await store.list_builds(connection, [row.id for row in rows[:limit]])
-        return Page(
-            items=imports_of(rows[:limit], builds),
-            next=encode_cursor(rows[limit - 1].id) if len(rows) > limit else None,
-        )
+            rows = await store.list_imports(connection, example=example, before=wanted.key, limit=wanted.limit + 1)
+            builds = await store.list_builds(connection, [row.id for row in rows[: wanted.limit]])
+        return page_of(rows, wanted, lambda row: import_with(row, builds), lambda row: row.id)
 
     async def build(self, build_id: str) -> Build:
         """A build; raises NotFound."""

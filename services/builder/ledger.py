@@ -35,24 +35,21 @@ class HolderLost(Exception):
 
 async def import_of(connection: Connection, row: store.ImportRow) -> Import:
     """An import with its builds, as it goes over the wire."""
-    return imports_of([row], await store.list_builds(connection, [row.id]))[0]
+    return import_with(row, await store.list_builds(connection, [row.id]))
 
 
-def imports_of(rows: Sequence[store.ImportRow], builds: Sequence[store.BuildRow]) -> list[Import]:
-    """Imports, each with its builds among `builds`, as they go over the wire."""
-    return [
-        Import(
-            id=row.id,
-            example=row.example,
-            state=row.state,
-            builds=[build_of(build) for build in builds if build.import_id == row.id],
-            error=Failure.model_validate(row.error) if row.error else None,
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
-        )
-        for row in rows
-    ]
+def import_with(row: store.ImportRow, builds: Sequence[store.BuildRow]) -> Import:
+    """An import with those of `builds` that are its own, as it goes over the wire."""
+    return Import(
+        id=row.id,
+        example=row.example,
+        state=row.state,
+        builds=[build_of(build) for build in builds if build.import_id == row.id],
+        error=Failure.model_validate(row.error) if row.error else None,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
 
 
 def build_of(row: store.BuildRow) -> Build:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from libs.common.auth import Scope
 from libs.common.errors import InvalidRequest
 from libs.common.models import ImportRequest
-from libs.common.web import json_response, origin_of, read_limit, read_model, read_query, requires
+from libs.common.paging import read_page
+from libs.common.web import json_response, origin_of, read_model, read_query, requires
 from services.builder.imports import Imports
 from services.builder.logs import BuildLogs
 from services.builder.store import ImportEvent
@@ -57,7 +58,7 @@ async def _request_import(request: web.Request) -> web.Response:
 @requires(Scope.BUILDS_WRITE)
 async def _list_imports(request: web.Request) -> web.Response:
     query = read_query(request, _ListQuery)
-    page = await request.app[IMPORTS].page(example=query.example, cursor=query.cursor, limit=read_limit(request))
+    page = await request.app[IMPORTS].page(read_page(request), example=query.example)
     return json_response(page)
 
 

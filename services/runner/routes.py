@@ -1,15 +1,15 @@
 """The runner's HTTP interface: runs, their logs and outputs."""
 
 from collections.abc import AsyncIterator, Mapping
-from typing import TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
 from pydantic import Field
 
 from libs.common.auth import Scope
-from libs.common.cursors import decode_cursor, encode_cursor
-from libs.common.models import Output, Page, Request, Run, RunRequest, RunState
+from libs.common.cursors import decode_cursor
+from libs.common.models import Output, Request, RunRequest, RunState
+from libs.common.paging import Wanted, page_of
 from libs.common.web import json_response, origin_of, read_model, read_query, requires
 from services.runner.acceptance import Acceptance
 from services.runner.catalogue import Catalogue
@@ -27,8 +27,6 @@ STOPPING = web.AppKey("stopping", Stopping)
 
 _ACTIVE_TYPES = {"text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/xml"}
 
-Item = TypeVar("Item")
-
 
 class PageQuery(Request):
     """Which part of a list."""
@@ -36,9 +34,9 @@ class PageQuery(Request):
     limit: int = Field(50, ge=1, le=500)
     cursor: str | None = None
 
-    def key(self) -> str | None:
-        """The key of the item after which the page begins."""
-        return decode_cursor(self.cursor, str)[0] if self.cursor else None
+    def wanted(self) -> Wanted:
+        """The page that is asked for."""
+        return Wanted(decode_cursor(self.cursor, str)[0] if self.cursor else None, self.limit)
 
 
 class RunsQuery(PageQuery):
@@ -69,11 +67,10 @@ async def post_run(request: web.Request) -> web.StreamResponse:
 async def get_runs(request: web.Request) -> web.StreamResponse:
     """Runs, newest first."""
     query = read_query(request, RunsQuery)
-    wanted = RunFilter(query.state, query.bundle, query.job, query.workflow_run)
-    found = await request.app[CATALOGUE].runs(wanted, before=query.key(), limit=query.limit + 1)
-    items, following = cut_page(found, query.limit)
-    cursor = encode_cursor(items[-1].id) if following else None
-    return json_response(Page[Run](items=[run_resource(run) for run in items], next=cursor))
+    wanted = query.wanted()
+    asked = RunFilter(query.state, query.bundle, query.job, query.workflow_run)
+    found = await request.app[CATALOGUE].runs(asked, before=wanted.key, limit=wanted.limit + 1)
+    return json_response(page_of(found, wanted, run_resource, lambda run: run.id))
 
 
 @requires(Scope.RUNS_READ)
@@ -103,10 +100,9 @@ async def get_log(request: web.Request) -> web.StreamResponse:
 @requires(Scope.RUNS_READ)
 async def get_outputs(request: web.Request) -> web.StreamResponse:
     """The outputs of a run, by path."""
-    query = read_query(request, PageQuery)
-    found = await request.app[CATALOGUE].outputs(request.match_info["id"], after=query.key(), limit=query.limit + 1)
-    items, following = cut_page(found, query.limit)
-    return json_response(Page[Output](items=items, next=encode_cursor(items[-1].path) if following else None))
+    wanted = read_query(request, PageQuery).wanted()
+    found = await request.app[CATALOGUE].outputs(request.match_info["id"], after=wanted.key, limit=wanted.limit + 1)
+    return json_response(page_of(found, wanted, Output.model_validate, lambda output: output.path))
 
 
 @requires(Scope.RUNS_READ)
@@ -132,11 +128,6 @@ def routes() -> list[web.RouteDef]:
         web.get("/runs/{id}/outputs", get_outputs),
         web.get("/runs/{id}/outputs/{path:.+}", get_output),
     ]
-
-
-def cut_page(found: list[Item], limit: int) -> tuple[list[Item], bool]:
-    """The items of a page, of which one too many was looked for, and whether more follow."""
-    return found[:limit], len(found) > limit
 
 
 def _output_headers(output: Output) -> dict[str, str]:

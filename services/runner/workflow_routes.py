@@ -3,11 +3,11 @@
 from aiohttp import web
 
 from libs.common.auth import Scope
-from libs.common.cursors import encode_cursor
-from libs.common.models import Page, WorkflowRun, WorkflowRunRequest, WorkflowRunState
+from libs.common.models import WorkflowRunRequest, WorkflowRunState
+from libs.common.paging import page_of
 from libs.common.web import json_response, origin_of, read_model, read_query, requires
 from services.runner.resources import workflow_run_resource
-from services.runner.routes import CATALOGUE, LIFECYCLE, PageQuery, cut_page
+from services.runner.routes import CATALOGUE, LIFECYCLE, PageQuery
 from services.runner.workflow_store import WorkflowRunFilter
 from services.runner.workflows import WorkflowAcceptance
 
@@ -36,11 +36,10 @@ async def post_workflow_run(request: web.Request) -> web.StreamResponse:
 async def get_workflow_runs(request: web.Request) -> web.StreamResponse:
     """Workflow runs, newest first."""
     query = read_query(request, WorkflowRunsQuery)
-    wanted = WorkflowRunFilter(query.workflow, query.state)
-    found = await request.app[CATALOGUE].workflow_runs(wanted, before=query.key(), limit=query.limit + 1)
-    items, following = cut_page(found, query.limit)
-    cursor = encode_cursor(items[-1].run.id) if following else None
-    return json_response(Page[WorkflowRun](items=[workflow_run_resource(view) for view in items], next=cursor))
+    wanted = query.wanted()
+    asked = WorkflowRunFilter(query.workflow, query.state)
+    found = await request.app[CATALOGUE].workflow_runs(asked, before=wanted.key, limit=wanted.limit + 1)
+    return json_response(page_of(found, wanted, workflow_run_resource, lambda view: view.run.id))
 
 
 @requires(Scope.RUNS_READ)

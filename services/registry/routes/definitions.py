@@ -4,10 +4,10 @@ from aiohttp import web
 
 from libs.common import models
 from libs.common.auth import Scope
+from libs.common.paging import page_of, read_page
 from libs.common.web import json_response, origin_of, read_model, requires
 from services.registry import definitions
 from services.registry.resources import POOL
-from services.registry.routes.paging import page_of, read_page
 from services.registry.store.definitions import Kind
 
 

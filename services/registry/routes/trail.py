@@ -5,9 +5,9 @@ from pydantic import AwareDatetime
 
 from libs.common import audit, models
 from libs.common.auth import Scope
+from libs.common.paging import page_of, read_page
 from libs.common.web import json_response, read_query, requires
 from services.registry.resources import POOL
-from services.registry.routes.paging import page_of, read_page
 
 
 class _AuditQuery(models.Request):

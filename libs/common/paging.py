@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from libs.common.cursors import decode_cursor, encode_cursor
+from libs.common.errors import InvalidRequest
 from libs.common.models import Page, Resource
-from libs.common.web import read_limit
 
 Item = TypeVar("Item", bound=Resource)
 Row = TypeVar("Row")
+
+_DEFAULT_LIMIT = 50
+_MAX_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +26,9 @@ class Wanted:
 
 
 def read_page(request: web.Request, kind: type[str] | type[int] = str) -> Wanted:
-    """The `limit` and the `cursor` of a request; InvalidRequest for a cursor that this list did not give."""
+    """The `limit` (1 to 500) and the `cursor` of a request; InvalidRequest for a cursor that this list did not give."""
     cursor = request.query.get("cursor")
-    return Wanted(decode_cursor(cursor, kind)[0] if cursor else None, read_limit(request))
+    return Wanted(decode_cursor(cursor, kind)[0] if cursor else None, _read_limit(request))
 
 
 def page_of(
@@ -35,3 +38,13 @@ def page_of(
     shown = rows[: wanted.limit]
     following = encode_cursor(key(shown[-1])) if len(rows) > wanted.limit else None
     return Page(items=[render(row) for row in shown], next=following)
+
+
+def _read_limit(request: web.Request) -> int:
+    try:
+        limit = int(request.query.get("limit", _DEFAULT_LIMIT))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= _MAX_LIMIT:
+        raise InvalidRequest(f"limit must be a number from 1 to {_MAX_LIMIT}.")
+    return limit
