@@ -450,13 +450,20 @@ class RunRequest(Request):
 
 
 class Timings(Resource):
-    """What each phase of a run cost, in milliseconds; null where it was not reached."""
+    """What each phase of a run's last attempt cost, in milliseconds; null where it was not reached.
+
+    Queued: from acceptance to the lease. First byte: from the lease to the first byte of the bundle, and fetch: from
+    the lease until bundle and inputs are verified. Start: from there until the handler is called. Handler, upload of
+    the outputs, and removal of the run's directory: each by itself.
+    """
 
     queued_ms: int | None = None
+    first_byte_ms: int | None = None
     fetch_ms: int | None = None
     start_ms: int | None = None
     handler_ms: int | None = None
     upload_ms: int | None = None
+    remove_ms: int | None = None
 
 
 class Run(Resource):

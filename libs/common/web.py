@@ -18,6 +18,7 @@ from libs.common.auth import Authenticate, Principal, Scope
 from libs.common.errors import InvalidRequest, TooLarge, Unauthenticated
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
+from libs.common.metrics import Metrics
 from libs.common.problems import ANSWER_BEGUN, REQUEST_ID, Handler, problems_middleware
 
 CleanupContext: TypeAlias = Callable[[web.Application], AsyncIterator[None]]
@@ -25,9 +26,13 @@ Check: TypeAlias = Callable[[], Awaitable[None]]
 Model = TypeVar("Model", bound=BaseModel)
 
 PRINCIPAL = web.RequestKey("principal", Principal)
+METRICS = web.AppKey("metrics", Metrics)
 _OPEN_REQUESTS: web.AppKey[dict[str, web.Request]] = web.AppKey("open_requests")
 
 _SCOPE_ATTRIBUTE = "required_scope"
+_OPEN_PATHS = ("/livez", "/readyz", "/metrics")
+_CALLER_GONE = 499
+"""Logged and counted where the caller hung up before the answer's end; nobody receives it."""
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _READY_SECONDS = 5.0
 _MAX_JSON_BYTES = 1024 * 1024
@@ -51,21 +56,25 @@ def create_application(
     checks: Mapping[str, Check],
     max_body_bytes: int = _MAX_JSON_BYTES,
 ) -> web.Application:
-    """An application whose every route but `/livez` and `/readyz` wants a token with the route's scope.
+    """An application whose every route but `/livez`, `/readyz` and `/metrics` wants a token with the route's scope.
 
-    `checks` are what `/readyz` asks, by name; each raises when its part can't be used.
+    `checks` are what `/readyz` asks, by name; each raises when its part can't be used. What `/metrics` shows beyond
+    requests, event loop and process, the service adds to `application[METRICS]`.
     """
     application = web.Application(
         middlewares=[_request_middleware(service), problems_middleware(service), _auth_middleware(authenticate)],
         client_max_size=max_body_bytes,
     )
     application[_OPEN_REQUESTS] = {}
+    application[METRICS] = Metrics()
     for route in routes:
         if not isinstance(getattr(route.handler, _SCOPE_ATTRIBUTE, None), Scope):
             raise TypeError(f"{route.method} {route.path} does not say which scope it requires")
         route.register(application.router)
     application.router.add_get("/livez", _livez)
     application.router.add_get("/readyz", _readyz(checks))
+    application.router.add_get("/metrics", application[METRICS].answer)
+    application.cleanup_ctx.append(_watched_loop)
     application.on_response_prepare.append(_mark_begun)
     return application
 
@@ -191,16 +200,21 @@ def _request_middleware(service: str) -> Middleware:
             status = redirect.status
             redirect.headers["X-Request-Id"] = request_id
             raise
+        except asyncio.CancelledError:
+            status = _CALLER_GONE
+            raise
         finally:
+            seconds = time.perf_counter() - started
             del request.app[_OPEN_REQUESTS][open_id]
-            if request.path not in ("/livez", "/readyz"):
+            request.app[METRICS].observe_request(request, status, seconds)
+            if request.path not in _OPEN_PATHS:
                 principal = request.get(PRINCIPAL)
                 log.info(
                     "request",
                     method=request.method,
                     path=request.path,
                     status=status,
-                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    ms=round(seconds * 1000, 1),
                     actor=principal.subject if principal else None,
                     request_id=request_id,
                 )
@@ -211,7 +225,7 @@ def _request_middleware(service: str) -> Middleware:
 def _auth_middleware(authenticate: Authenticate) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in ("/livez", "/readyz"):
+        if request.path in _OPEN_PATHS:
             return await handler(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
@@ -230,6 +244,11 @@ def _auth_middleware(authenticate: Authenticate) -> Middleware:
 
 async def _mark_begun(request: web.Request, _response: web.StreamResponse) -> None:
     request[ANSWER_BEGUN] = True
+
+
+async def _watched_loop(application: web.Application) -> AsyncIterator[None]:
+    async with application[METRICS].watching_loop():
+        yield
 
 
 async def _livez(_request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ from libs.common.database import Notifications, Pool, open_pool
 from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.objects import ObjectStore
-from libs.common.web import CleanupContext, create_application
+from libs.common.web import METRICS, CleanupContext, create_application
 from services.builder.builds import Builds
 from services.builder.imports import Imports
 from services.builder.ledger import Ledger
@@ -64,6 +64,7 @@ def _connections(settings: BuilderSettings) -> CleanupContext:
                 RegistryClient(settings.registry_url, settings.service_token.get_secret_value()) as registry,
             ):
                 application[_POOL] = pool
+                application[METRICS].watch_pool(pool)
                 application[_OBJECTS] = objects
                 application[_REGISTRY] = registry
                 application[_INTROSPECTION] = CachedIntrospection(registry)

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from libs.common.database import Pool, open_pool
 from libs.common.objects import ObjectStore
-from libs.common.web import CleanupContext
+from libs.common.web import METRICS, CleanupContext
 from services.registry.publication import Publisher
 from services.registry.settings import RegistrySettings
 from services.registry.sweep import sweep_regularly
@@ -26,6 +26,7 @@ async def database(app: web.Application) -> AsyncIterator[None]:
     url = settings.database_url.get_secret_value()
     async with open_pool(url, size=settings.database_pool_size, application_name="stowage-registry") as pool:
         app[POOL] = pool
+        app[METRICS].watch_pool(pool)
         app[AUTHENTICATOR] = Authenticator(pool, cache_seconds=settings.token_cache_seconds)
         yield
 

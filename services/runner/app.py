@@ -14,7 +14,7 @@ from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
-from libs.common.web import create_application
+from libs.common.web import METRICS, create_application
 from services.runner import routes, workflow_routes
 from services.runner.acceptance import Acceptance
 from services.runner.attempt import Workshop
@@ -24,6 +24,7 @@ from services.runner.execution import Execution
 from services.runner.interrupts import Watch
 from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
+from services.runner.metrics import RunMetrics
 from services.runner.scratch import Scratch
 from services.runner.settings import RunnerSettings
 from services.runner.store import RUNS_CHANNEL
@@ -89,6 +90,8 @@ class _Parts:
             pool = self._pool = await stack.enter_async_context(
                 open_pool(url, size=settings.database_pool_size, application_name="stowage-runner")
             )
+            application[METRICS].watch_pool(pool)
+            metrics = RunMetrics(application[METRICS].registry)
             objects = self._objects = ObjectStore(settings, connections=32)
             stack.callback(objects.close)
             news = await stack.enter_async_context(Notifications(url, "runner_journal").listening())
@@ -99,11 +102,11 @@ class _Parts:
                 ThreadPoolExecutor(settings.concurrency * _THREADS_PER_RUN, thread_name_prefix="run")
             )
             journal = Journal(pool, "runner", news)
-            lifecycle = Lifecycle(pool, journal, max_parameters_bytes=settings.max_parameters_bytes)
+            lifecycle = Lifecycle(pool, journal, metrics.finished, max_parameters_bytes=settings.max_parameters_bytes)
             logs = RunLogs(pool, journal, objects)
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
             workshop = Workshop(settings, pool, objects, scratch, runtimes, threads)
-            execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping)
+            execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
                 execution.execute,
@@ -117,6 +120,7 @@ class _Parts:
             application[workflow_routes.WORKFLOW_ACCEPTANCE] = WorkflowAcceptance(
                 pool, registry, max_parameters_bytes=limit
             )
+            await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))
             await stack.enter_async_context(_tidying(logs, scratch))
             yield

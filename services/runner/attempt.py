@@ -18,7 +18,7 @@ from services.runner import store
 from services.runner.compatibility import Runtimes, read_runnable_manifest, require_platform, require_runtime
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import EVENT_OVERHEAD_BYTES, dispatch
-from services.runner.fetching import fetch_bundle, fetch_inputs, plan_inputs
+from services.runner.fetching import Arrival, fetch_bundle, fetch_inputs, plan_inputs
 from services.runner.interrupts import Interrupts
 from services.runner.outputs import OutputLimits, find_outputs, remove_outputs, upload_outputs
 from services.runner.persistence import best_effort, persistently
@@ -68,6 +68,7 @@ class Attempt:
         self._interrupts = interrupts
         self._begun = time.monotonic()
         self.timings = Timings()
+        self.arrival = Arrival()
 
     async def execute(self) -> Outcome:
         """See the run through. The directory is gone when this returns or raises AttemptInterrupted."""
@@ -92,7 +93,9 @@ class Attempt:
         try:
             yield directory
         finally:
+            begun = time.monotonic()
             await asyncio.shield(self._workshop.in_thread(context.__exit__, None, None, None))
+            self._note(remove_ms=_since(begun))
 
     async def _execute_in(self, directory: RunDirectory, manifest: Manifest) -> Outcome:
         voice = Voice(self._log)
@@ -187,12 +190,19 @@ class Attempt:
         planned = await persistently(
             lambda: plan_inputs(workshop.pool, sources), what="plan_inputs", run_id=self._assignment.id
         )
-        totals = await workshop.in_thread(fetch_bundle, workshop.objects, self._artifact, directory.bundle, flag)
+        arrival = self.arrival
+        try:
+            totals = await workshop.in_thread(
+                fetch_bundle, workshop.objects, self._artifact, directory.bundle, flag, arrival
+            )
+        finally:
+            if arrival.first_byte_at is not None:
+                self._note(first_byte_ms=_since(self._begun, arrival.first_byte_at))
         self._log.write(
             "system",
             f"verified and unpacked {totals.digest}: {totals.files} files, {totals.unpacked_bytes} bytes",
         )
-        return await workshop.in_thread(fetch_inputs, workshop.objects, planned, directory.inputs, flag)
+        return await workshop.in_thread(fetch_inputs, workshop.objects, planned, directory.inputs, flag, arrival)
 
     async def _supervise(self, process: JobProcess, voice: Voice, start: dict[str, Any]) -> Outcome:
         settings = self._settings

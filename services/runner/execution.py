@@ -11,6 +11,7 @@ from services.runner.endings import AttemptInterrupted, Outcome
 from services.runner.interrupts import Interrupt, Interrupts, Watch
 from services.runner.lifecycle import Leased, Lifecycle, Verdict
 from services.runner.logs import RunLogs
+from services.runner.metrics import RunMetrics
 from services.runner.persistence import persistently
 from services.runner.store import Assignment, Ending, Timings
 from services.runner.worker import Stopping
@@ -29,6 +30,7 @@ class Execution:
         logs: RunLogs,
         watch: Watch,
         stopping: Stopping,
+        metrics: RunMetrics,
     ) -> None:
         self._workshop = workshop
         self._lifecycle = lifecycle
@@ -36,6 +38,7 @@ class Execution:
         self._logs = logs
         self._watch = watch
         self._stopping = stopping
+        self._metrics = metrics
 
     async def execute(self, run_id: str) -> bool:
         """Take a run from the queue to its end. False where it was given back, so that it is to be queued again."""
@@ -48,7 +51,8 @@ class Execution:
         async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
             writing, log = await persistently(lambda: self._open_log(run_id, limits), what="log", run_id=run_id)
             try:
-                return await self._see_through(leased, log, interrupts)
+                with self._metrics.executing():
+                    return await self._see_through(leased, log, interrupts)
             except Exception:
                 log.write("system", "the attempt broke off through a fault of the runner", level="error")
                 raise
@@ -78,6 +82,8 @@ class Execution:
                     if interrupts.reason is not Interrupt.CANCEL:
                         return await self._leave(run, log, interrupts)
                     outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
+                finally:
+                    self._metrics.attempted(run, attempt.timings, attempt.arrival.received_bytes)
                 timings = attempt.timings
             case Verdict.CANCEL:
                 outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
@@ -94,6 +100,7 @@ class Execution:
     async def _leave(self, run: Assignment, log: JournalWriter, interrupts: Interrupts) -> bool:
         """Let go of a run that is not at its end. Whether there is nothing left to do for its entry."""
         if interrupts.lost:
+            self._metrics.lease_lost()
             _log.warning("lease_lost", run=run.id, attempt=run.attempts)
             return True
         log.write("system", "the runner stops; the run is queued again")
@@ -123,6 +130,8 @@ class Execution:
         finished = await persistently(
             lambda: self._lifecycle.finish(run, ending, outcome.outputs), what="finish", run_id=run.id
         )
+        if not finished:
+            self._metrics.lease_lost()
         _log.info(
             "run_finished" if finished else "lease_lost",
             run=run.id,

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,24 @@ from services.runner.extraction import (
 from services.runner.store import get_output, outputs_below
 
 
+@dataclass(slots=True)
+class Arrival:
+    """What has come of the bucket, and when it began. Written by the thread that fetches, read when that is over."""
+
+    first_byte_at: float | None = None
+    received_bytes: int = 0
+
+    def noted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same chunks, counted as they pass."""
+        for chunk in chunks:
+            if self.first_byte_at is None:
+                self.first_byte_at = time.monotonic()
+            self.received_bytes += len(chunk)
+            yield chunk
+
+
 def fetch_bundle(
-    objects: ObjectStore, artifact: Artifact, destination: Path, interrupted: threading.Event
+    objects: ObjectStore, artifact: Artifact, destination: Path, interrupted: threading.Event, arrival: Arrival
 ) -> ExtractionTotals:
     """Unpack the artifact's object below `destination`. Nothing of it may be used unless this returns. Blocks.
 
@@ -32,7 +49,7 @@ def fetch_bundle(
     try:
         with objects.read(artifact.object_key) as body:
             return extract_stream(
-                body,
+                arrival.noted(body),
                 destination,
                 expected_digest=artifact.digest,
                 expected_size=artifact.size,
@@ -91,7 +108,11 @@ async def plan_inputs(pool: Pool, sources: Mapping[str, InputSource]) -> list[Pl
 
 
 def fetch_inputs(
-    objects: ObjectStore, planned: Iterable[PlannedInput], directory: Path, interrupted: threading.Event
+    objects: ObjectStore,
+    planned: Iterable[PlannedInput],
+    directory: Path,
+    interrupted: threading.Event,
+    arrival: Arrival,
 ) -> dict[str, str]:
     """Write the inputs below `directory`, each verified; returns the absolute path of each by name. Blocks."""
     paths = {}
@@ -102,15 +123,15 @@ def fetch_inputs(
                 raise AttemptInterrupted
             target = root / relative if item.is_directory else root
             target.parent.mkdir(parents=True, exist_ok=True)
-            _fetch_output(objects, item, output, target)
+            _fetch_output(objects, item, output, target, arrival)
         paths[item.name] = str(root)
     return paths
 
 
-def _fetch_output(objects: ObjectStore, item: PlannedInput, output: Output, target: Path) -> None:
+def _fetch_output(objects: ObjectStore, item: PlannedInput, output: Output, target: Path, arrival: Arrival) -> None:
     try:
         with objects.read(output_key(item.run_id, output.path)) as body, target.open("xb") as file:
-            for chunk in verified(body, output):
+            for chunk in verified(arrival.noted(body), output):
                 file.write(chunk)
     except ObjectMissing as error:
         raise RunFailed(

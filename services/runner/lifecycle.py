@@ -3,7 +3,7 @@
 A run is finished once: by the attempt that holds its lease, or by a cancel while nobody does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from uuid import UUID
@@ -39,11 +39,14 @@ class Leased:
 
 
 class Lifecycle:
-    """Moves runs from state to state."""
+    """Moves runs from state to state. `on_finished` hears of each end, once it is recorded."""
 
-    def __init__(self, pool: Pool, journal: Journal, *, max_parameters_bytes: int) -> None:
+    def __init__(
+        self, pool: Pool, journal: Journal, on_finished: Callable[[RunState], None], *, max_parameters_bytes: int
+    ) -> None:
         self._pool = pool
         self._journal = journal
+        self._on_finished = on_finished
         self._max_parameters_bytes = max_parameters_bytes
 
     async def lease(self, run_id: str, token: UUID) -> Leased | None:
@@ -98,6 +101,7 @@ class Lifecycle:
             event = audit.Event("run.finished", f"run/{run_id}", digest=assignment.digest, detail=detail)
             await audit.append(connection, origin, event)
             await self._ended(connection, assignment.workflow_run_id, run_id, ending.state)
+        self._on_finished(ending.state)
         return True
 
     async def cancel(self, run_id: str, origin: Origin) -> None:
@@ -113,8 +117,11 @@ class Lifecycle:
                 return
             if run.state.final:
                 raise Conflict(f"run {run_id} has already ended: it is {run.state.value}.", state=run.state.value)
-            if await self._cancel_locked(connection, run_id, run, origin) and run.workflow_run_id is not None:
+            ended = await self._cancel_locked(connection, run_id, run, origin)
+            if ended and run.workflow_run_id is not None:
                 await advance(connection, run.workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+        if ended:
+            self._on_finished(RunState.CANCELLED)
 
     async def cancel_workflow_run(self, workflow_run_id: str, origin: Origin) -> None:
         """Start no more steps, and end those that have begun."""
@@ -131,10 +138,13 @@ class Lifecycle:
                 connection, origin, audit.Event("workflow_run.cancel_requested", f"workflow-run/{workflow_run_id}")
             )
             await workflow_store.cancel_waiting_steps(connection, workflow_run_id)
+            ended = 0
             for step in await workflow_store.list_steps(connection, [workflow_run_id]):
                 if step.run_id is not None and (run := await store.lock_run(connection, step.run_id)):
-                    await self._cancel_locked(connection, step.run_id, run, origin)
+                    ended += await self._cancel_locked(connection, step.run_id, run, origin)
             await advance(connection, workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+        for _ in range(ended):
+            self._on_finished(RunState.CANCELLED)
 
     async def _cancel_locked(self, connection: Connection, run_id: str, run: LockedRun, origin: Origin) -> bool:
         """Cancel a locked run; whether it has ended by that."""

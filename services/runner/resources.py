@@ -27,10 +27,12 @@ def run_resource(record: RunRecord) -> Run:
         attempts=record.attempts,
         timings=Timings(
             queued_ms=record.queued_ms,
+            first_byte_ms=record.first_byte_ms,
             fetch_ms=record.fetch_ms,
             start_ms=record.start_ms,
             handler_ms=record.handler_ms,
             upload_ms=record.upload_ms,
+            remove_ms=record.remove_ms,
         ),
         created_at=record.created_at,
         created_by=record.created_by,

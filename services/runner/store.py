@@ -59,10 +59,12 @@ class RunRecord:
     progress_message: str | None
     attempts: int
     queued_ms: int | None
+    first_byte_ms: int | None
     fetch_ms: int | None
     start_ms: int | None
     handler_ms: int | None
     upload_ms: int | None
+    remove_ms: int | None
     log_key: str | None
     created_at: datetime
     created_by: str
@@ -99,6 +101,7 @@ class Assignment:
     limits: dict[str, Any]
     attempts: int
     max_attempts: int
+    queued_ms: int | None
     created_by: str
     request_id: str | None
 
@@ -115,10 +118,12 @@ class LeaseStatus:
 class Timings:
     """What the phases of an attempt cost, in milliseconds; None for those that were not reached."""
 
+    first_byte_ms: int | None = None
     fetch_ms: int | None = None
     start_ms: int | None = None
     handler_ms: int | None = None
     upload_ms: int | None = None
+    remove_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +178,8 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
 
 _SHOWN = """
     id, state, slug, version, revision, digest, job, workflow_run_id, step, parameters, inputs, result, error, progress,
-    progress_message, attempts, queued_ms, fetch_ms, start_ms, handler_ms, upload_ms, log_key, created_at, created_by,
-    started_at, finished_at
+    progress_message, attempts, queued_ms, first_byte_ms, fetch_ms, start_ms, handler_ms, upload_ms, remove_ms, log_key,
+    created_at, created_by, started_at, finished_at
 """
 
 _GET = f"SELECT {_SHOWN} FROM runner.runs WHERE id = $1"  # noqa: S608  # a constant
@@ -231,7 +236,7 @@ _LEASE = """
         progress_message = NULL
     WHERE id = $1
     RETURNING id, lease, slug, version, revision, digest, artifact, workflow_run_id, parameters, inputs, limits,
-              attempts, max_attempts, created_by, request_id
+              attempts, max_attempts, queued_ms, created_by, request_id
 """
 
 
@@ -255,14 +260,14 @@ async def lease_status(connection: Connection, run_id: str) -> LeaseStatus:
 
 
 _MARK_RUNNING = """
-    UPDATE runner.runs SET state = 'running', fetch_ms = $3, start_ms = $4
+    UPDATE runner.runs SET state = 'running', first_byte_ms = $3, fetch_ms = $4, start_ms = $5
     WHERE id = $1 AND lease = $2 AND state = 'starting'
 """
 
 
 async def mark_running(connection: Connection, run_id: str, lease: UUID, timings: Timings) -> None:
     """The handler was called."""
-    await connection.execute(_MARK_RUNNING, run_id, lease, timings.fetch_ms, timings.start_ms)
+    await connection.execute(_MARK_RUNNING, run_id, lease, timings.first_byte_ms, timings.fetch_ms, timings.start_ms)
 
 
 _SET_PROGRESS = """
@@ -296,8 +301,8 @@ async def hand_back(connection: Connection, run_id: str, lease: UUID) -> bool:
 
 _FINISH = """
     UPDATE runner.runs
-    SET state = $3, result = $4, error = $5, fetch_ms = $6, start_ms = $7, handler_ms = $8, upload_ms = $9,
-        log_key = $10, finished_at = now()
+    SET state = $3, result = $4, error = $5, first_byte_ms = $6, fetch_ms = $7, start_ms = $8, handler_ms = $9,
+        upload_ms = $10, remove_ms = $11, log_key = $12, finished_at = now()
     WHERE id = $1 AND lease = $2 AND state IN ('queued', 'starting', 'running')
     RETURNING id
 """
@@ -313,10 +318,12 @@ async def finish_run(connection: Connection, run_id: str, lease: UUID, ending: E
         ending.state,
         ending.result,
         ending.error,
+        timings.first_byte_ms,
         timings.fetch_ms,
         timings.start_ms,
         timings.handler_ms,
         timings.upload_ms,
+        timings.remove_ms,
         ending.log_key,
     )
     return finished is not None
@@ -402,6 +409,27 @@ async def outputs_below(connection: Connection, run_id: str, prefix: str) -> lis
     """Every output whose path begins with `prefix`."""
     rows = await connection.fetch(_OUTPUTS_BELOW, run_id, prefix)
     return [Output.model_validate(dict(row)) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many runs wait for a runner, and how long the oldest of them has."""
+
+    runs: int
+    oldest_seconds: float
+
+
+_QUEUE_DEPTH = """
+    SELECT count(*) AS runs, coalesce(extract(epoch FROM now() - min(queued_at)), 0)::float8 AS oldest_seconds
+    FROM runner.runs
+    WHERE state = 'queued'
+"""
+
+
+async def queue_depth(connection: Connection) -> QueueDepth:
+    """The queue as it is now."""
+    row = await connection.fetchrow(_QUEUE_DEPTH)
+    return QueueDepth(**dict(row)) if row else QueueDepth(0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

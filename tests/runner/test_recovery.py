@@ -211,7 +211,7 @@ async def test_a_lease_that_is_asked_for_twice_begins_one_attempt_and_another_be
     )
     async with open_pool(own.database_url, size=4, application_name="test") as pool:
         journal = Journal(pool, "runner", Notifications(own.database_url, "runner_journal"))
-        lifecycle = Lifecycle(pool, journal, max_parameters_bytes=1000)
+        lifecycle = Lifecycle(pool, journal, lambda _state: None, max_parameters_bytes=1000)
         tokens = [uuid4(), uuid4(), uuid4()]
         found = [await lifecycle.lease(run.id, token) for token in sorted(tokens * 2)]
         assert [leased and (leased.verdict, leased.assignment.attempts) for leased in found] == [
