@@ -16,10 +16,10 @@ from libs.common.database import Connection, Notifications, Pool, is_connection_
 from libs.common.models import LogEntry, rfc3339
 
 _FLUSH_SECONDS = 0.1
-_FLUSH_LINES = 500
+_FLUSH_LINES = 250
 _POLL_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
-_PAGE_LINES = 1000
+_PAGE_LINES = 250  # a page is worked on in one go, and nobody else is meanwhile
 _MAX_LINE_CHARACTERS = 16 * 1024
 
 
@@ -89,11 +89,10 @@ class Journal:
             rows = await connection.fetch(self._select, stream, after, limit)
         return [LogEntry.model_validate(dict(row)) for row in rows]
 
-    async def read_all(self, stream: str, *, after: int = 0) -> AsyncIterator[LogEntry]:
-        """Every line that is there now."""
+    async def pages(self, stream: str, *, after: int = 0) -> AsyncIterator[list[LogEntry]]:
+        """Every line that is there now, some at a time."""
         while entries := await self.read(stream, after=after):
-            for entry in entries:
-                yield entry
+            yield entries
             after = entries[-1].seq
 
     async def wake(self, connection: Connection, stream: str) -> None:

@@ -37,11 +37,10 @@ class LogArchive:
 
         The journal is left as it is: its lines go in the transaction that writes the key down.
         """
-        entries = [entry async for entry in self._journal.read_all(stream)]
-        if not entries or (await find_state()).key is not None:  # moved while it was read: lines may be missing
+        pages = [await asyncio.to_thread(render_lines, entries) async for entries in self._journal.pages(stream)]
+        if not pages or (await find_state()).key is not None:  # moved while it was read: lines may be missing
             return False
-        text = await asyncio.to_thread(render_lines, entries)
-        await asyncio.to_thread(lambda: self._objects.put(key, text, content_type=_CONTENT_TYPE))
+        await asyncio.to_thread(lambda: self._objects.put(key, b"".join(pages), content_type=_CONTENT_TYPE))
         return True
 
     async def require(self, state: LogState) -> None:

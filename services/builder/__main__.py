@@ -7,7 +7,7 @@ from pathlib import Path
 
 from libs.common.log import configure_logging
 from libs.common.settings import SettingsError
-from libs.common.web import serve, stop_on_signals
+from libs.common.web import serve_until_signalled
 from services.builder.app import SERVICE, create_app
 from services.builder.legacy import delete_cache, find_caches
 from services.builder.settings import BuilderSettings
@@ -50,20 +50,8 @@ def _serve() -> int:
         sys.stderr.write(f"the builder can't start: {error}\n")
         return _MISUSED
     configure_logging(service=SERVICE, log_format=settings.log_format, level=settings.log_level)
-    asyncio.run(_serve_until_stopped(settings))
+    asyncio.run(serve_until_signalled(create_app(settings), service=SERVICE, settings=settings))
     return _DONE
-
-
-async def _serve_until_stopped(settings: BuilderSettings) -> None:
-    async with stop_on_signals() as stop:
-        await serve(
-            create_app(settings),
-            service=SERVICE,
-            host=settings.host,
-            port=settings.port,
-            shutdown_seconds=settings.shutdown_seconds,
-            stop=stop,
-        )
 
 
 def _purge(given: Path, *, apply: bool) -> int:

@@ -17,7 +17,7 @@ from libs.common.errors import StowageError
 from libs.common.log import configure_logging, get_logger
 from libs.common.models import TokenRequest
 from libs.common.settings import SettingsError
-from libs.common.web import serve, stop_on_signals
+from libs.common.web import serve_until_signalled
 from services.registry import tokens
 from services.registry.app import create_app
 from services.registry.settings import RegistrySettings
@@ -44,19 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
 async def _serve(settings: RegistrySettings) -> int:
     # Parts are uploaded and inspected in threads; the loop's own default suits no more than a few at once.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="registry"))
-    async with stop_on_signals() as stop:
-        try:
-            await serve(
-                create_app(settings),
-                service="registry",
-                host=settings.host,
-                port=settings.port,
-                shutdown_seconds=settings.shutdown_seconds,
-                stop=stop,
-            )
-        except (OSError, asyncpg.PostgresError) as error:
-            get_logger("registry").error("start_failed", error=str(error) or type(error).__name__)
-            return 1
+    try:
+        await serve_until_signalled(create_app(settings), service="registry", settings=settings)
+    except (OSError, asyncpg.PostgresError) as error:
+        get_logger("registry").error("start_failed", error=str(error) or type(error).__name__)
+        return 1
     return 0
 
 

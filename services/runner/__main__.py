@@ -6,21 +6,9 @@ import sys
 
 from libs.common.log import configure_logging
 from libs.common.settings import SettingsError
-from libs.common.web import serve, stop_on_signals
+from libs.common.web import serve_until_signalled
 from services.runner.app import create_app
 from services.runner.settings import RunnerSettings
-
-
-async def _serve(settings: RunnerSettings) -> None:
-    async with stop_on_signals() as stop:
-        await serve(
-            create_app(settings),
-            service="runner",
-            host=settings.host,
-            port=settings.port,
-            shutdown_seconds=settings.shutdown_seconds,
-            stop=stop,
-        )
 
 
 def main() -> int:
@@ -34,7 +22,7 @@ def main() -> int:
         print(f"the runner can't start: {error}", file=sys.stderr)
         return 2
     configure_logging(service="runner", log_format=settings.log_format, level=settings.log_level)
-    asyncio.run(_serve(settings))
+    asyncio.run(serve_until_signalled(create_app(settings), service="runner", settings=settings))
     return 0
 
 

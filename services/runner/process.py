@@ -22,6 +22,9 @@ from services.runner.processes import kill_strays
 MAX_LINE_BYTES = 16 * 1024
 """Longer lines of output come in pieces."""
 
+_READ_BYTES = 8 * 1024
+"""How much is taken from a pipe in one go: its lines are worked on while nothing else is."""
+
 _DRAIN_SECONDS = 2.0
 
 OnLine = Callable[[bytes], None]
@@ -194,6 +197,7 @@ class _LineReader(asyncio.Protocol):
         self.at_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

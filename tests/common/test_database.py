@@ -51,9 +51,9 @@ async def test_journal_is_followed_across_processes_in_order(backend: Backend) -
             after = 0
             async with journal.changes("run_1") as changes:
                 while len(seen) < 1500:
-                    async for entry in journal.read_all("run_1", after=after):
-                        seen.append(entry.message)
-                        after = entry.seq
+                    async for page in journal.pages("run_1", after=after):
+                        seen.extend(entry.message for entry in page)
+                        after = page[-1].seq
                     if len(seen) < 1500:
                         await changes.wait()
 
