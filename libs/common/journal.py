@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from libs.common.database import Connection, Notifications, Pool, is_connection_lost
 from libs.common.models import LogEntry, rfc3339
@@ -31,19 +32,28 @@ class JournalLimits:
 
 
 class Journal:
-    """The journal of one service."""
+    """The journal of one service.
 
-    def __init__(self, pool: Pool, schema: str, notifications: Notifications) -> None:
+    `guard` is a query that finds a row, and locks it, while the holder `$2` may write the stream `$1`. With it, writers
+    name who they are, and what somebody writes whose time is over is dropped. It can't come in between either: whoever
+    takes the stream over waits until a batch that is being stored is there.
+    """
+
+    def __init__(
+        self, pool: Pool, schema: str, notifications: Notifications, *, guard: str = "SELECT WHERE $2::uuid IS NULL"
+    ) -> None:
         self._pool = pool
         self._channel = f"{schema}_journal"
         self._notifications = notifications
         table = f"{schema}.journal"
         # The schema is a constant of the service, never input.
         self._insert = (
-            f"INSERT INTO {table} (stream, seq, at, source, level, message, fields) "  # noqa: S608
-            "SELECT $1, * "
-            "FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) "
+            f"WITH held AS MATERIALIZED ({guard}), stored AS ("  # noqa: S608
+            f"INSERT INTO {table} (stream, seq, at, source, level, message, fields) "
+            "SELECT $1, given.* FROM held, "
+            "unnest($3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::jsonb[]) AS given "
             "ON CONFLICT DO NOTHING"  # an attempt whose answer was lost may have stored them already
+            ") SELECT pg_notify($9, $1) FROM held"
         )
         self._select = (
             f"SELECT seq, at, source, level, message, fields FROM {table} "  # noqa: S608
@@ -53,11 +63,13 @@ class Journal:
         self._delete = f"DELETE FROM {table} WHERE stream = $1"  # noqa: S608
 
     @asynccontextmanager
-    async def writing(self, stream: str, limits: JournalLimits | None = None) -> AsyncIterator["JournalWriter"]:
+    async def writing(
+        self, stream: str, limits: JournalLimits | None = None, *, holder: UUID | None = None
+    ) -> AsyncIterator["JournalWriter"]:
         """A writer that continues after the last line of `stream`; everything is stored when the context ends."""
         async with self._pool.acquire() as connection:
             last: int = await connection.fetchval(self._last, stream)
-        writer = JournalWriter(self, stream, last, limits or JournalLimits())
+        writer = JournalWriter(self, stream, last, limits or JournalLimits(), holder)
         task = asyncio.create_task(writer.flush_regularly())
         try:
             yield writer
@@ -66,22 +78,22 @@ class Journal:
             await asyncio.gather(task, return_exceptions=True)
             await writer.flush()
 
-    async def store(self, stream: str, entries: list[LogEntry]) -> None:
-        """Store lines and wake whoever follows."""
-        if not entries:
-            return
+    async def store(self, stream: str, entries: list[LogEntry], *, holder: UUID | None = None) -> bool:
+        """Store lines and wake whoever follows; False where `holder` may not write the stream (any more)."""
         async with self._pool.acquire() as connection:
-            await connection.execute(
+            stored = await connection.fetchrow(
                 self._insert,
                 stream,
+                holder,
                 [entry.seq for entry in entries],
                 [entry.at for entry in entries],
                 [entry.source for entry in entries],
                 [entry.level for entry in entries],
                 [entry.message for entry in entries],
                 [entry.fields for entry in entries],
+                self._channel,
             )
-            await connection.execute("SELECT pg_notify($1, $2)", self._channel, stream)
+        return stored is not None
 
     async def read(self, stream: str, *, after: int = 0, limit: int = _PAGE_LINES) -> list[LogEntry]:
         """Up to `limit` lines after line `after`."""
@@ -130,11 +142,14 @@ class Changes:
 class JournalWriter:
     """Collects lines and stores them in batches. Only one writer may write a stream at a time."""
 
-    def __init__(self, journal: Journal, stream: str, last: int, limits: JournalLimits) -> None:
+    def __init__(
+        self, journal: Journal, stream: str, last: int, limits: JournalLimits, holder: UUID | None = None
+    ) -> None:
         self._journal = journal
         self._stream = stream
         self._seq = last
         self._limits = limits
+        self._holder = holder
         self._bytes = 0
         self._dropped = 0
         self._pending: list[LogEntry] = []
@@ -178,8 +193,10 @@ class JournalWriter:
                 dropped, self._dropped = self._dropped, 0
                 self._add("system", f"{dropped} more lines were dropped: the log is full.", "warning", None)
             while batch := self._pending[:_PAGE_LINES]:
-                await self._journal.store(self._stream, batch)
-                del self._pending[: len(batch)]
+                if await self._journal.store(self._stream, batch, holder=self._holder):
+                    del self._pending[: len(batch)]
+                else:
+                    self.discard()
 
     def discard(self) -> None:
         """Forget what was not stored yet: the stream belongs to another writer now."""

@@ -65,14 +65,14 @@ def build_log_key(build_id: str) -> str:
     return f"logs/builds/{build_id}.log"
 
 
-def run_log_key(run_id: str) -> str:
-    """Where the log of a run lives."""
-    return f"logs/runs/{run_id}.log"
+def run_log_prefix(run_id: str) -> str:
+    """What the keys of a run's log begin with. The run's record says which one it is: no two writers have the same."""
+    return f"logs/runs/{run_id}/"
 
 
-def output_key(run_id: str, path: str) -> str:
-    """Where the output `path` of a run lives."""
-    return f"outputs/{run_id}/{path}"
+def output_key(run_id: str, attempt: int, path: str) -> str:
+    """Where an attempt puts the output `path` of a run. The run's record says which attempt's it is."""
+    return f"outputs/{run_id}/{attempt}/{path}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from libs.common.database import Connection, Pool
 from libs.common.errors import InvalidRequest, TooLarge
 from libs.common.identifiers import new_id
 from libs.common.models import InputSource, JobDefinition, Limits, Resolution, RunRequest
-from libs.common.queue import enqueue_runs
+from libs.common.queue import enqueue_run
 from services.runner.references import find_job, resolve_bundle
 from services.runner.store import NewRun, RunRecord, get_run, insert_run
 from services.runner.values import UnstorableValue, require_storable
@@ -92,7 +92,7 @@ class Acceptance:
 async def queue_run(connection: Connection, run: NewRun, origin: Origin) -> None:
     """Insert a run, its entry in the queue and the event, which are there together or not at all."""
     await insert_run(connection, run)
-    await enqueue_runs(connection, [run.id])
+    await enqueue_run(connection, run.id)
     detail = {
         "bundle": f"{run.slug}@{run.version}",
         "revision": run.revision,

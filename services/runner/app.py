@@ -27,7 +27,8 @@ from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
 from services.runner.scratch import Scratch
 from services.runner.settings import RunnerSettings
-from services.runner.store import RUNS_CHANNEL
+from services.runner.store import JOURNAL_GUARD, RUNS_CHANNEL
+from services.runner.uploads import Uploads
 from services.runner.worker import Stopping, Worker, WorkerSettings
 from services.runner.workflows import WorkflowAcceptance
 
@@ -101,7 +102,7 @@ class _Parts:
             threads = stack.enter_context(
                 ThreadPoolExecutor(settings.concurrency * _THREADS_PER_RUN, thread_name_prefix="run")
             )
-            journal = Journal(pool, "runner", news)
+            journal = Journal(pool, "runner", news, guard=JOURNAL_GUARD)
             lifecycle = Lifecycle(pool, journal, metrics.finished, max_parameters_bytes=settings.max_parameters_bytes)
             logs = RunLogs(pool, journal, objects)
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
@@ -122,7 +123,7 @@ class _Parts:
             )
             await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))
-            await stack.enter_async_context(_tidying(logs, scratch))
+            await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), scratch))
             yield
 
 
@@ -138,7 +139,7 @@ async def _serving(worker: Worker, stopping: Stopping) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _tidying(logs: RunLogs, scratch: Scratch) -> AsyncIterator[None]:
+async def _tidying(logs: RunLogs, uploads: Uploads, scratch: Scratch) -> AsyncIterator[None]:
     """Now and then clear up behind runners that are gone."""
 
     async def tidy() -> None:
@@ -146,6 +147,7 @@ async def _tidying(logs: RunLogs, scratch: Scratch) -> AsyncIterator[None]:
             await asyncio.sleep(_TIDY_SECONDS)
             try:
                 await logs.archive_leftovers()
+                await uploads.sweep()
                 await asyncio.to_thread(scratch.sweep)
             except Exception:  # noqa: BLE001  # the next time may do better
                 _log.exception("not_tidied")

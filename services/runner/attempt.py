@@ -20,13 +20,14 @@ from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import EVENT_OVERHEAD_BYTES, dispatch
 from services.runner.fetching import Arrival, fetch_bundle, fetch_inputs, plan_inputs
 from services.runner.interrupts import Interrupts
-from services.runner.outputs import OutputLimits, find_outputs, remove_outputs, upload_outputs
+from services.runner.outputs import OutputLimits, find_outputs
 from services.runner.persistence import best_effort, persistently
 from services.runner.process import JobProcess, Listeners, ProcessLimits
 from services.runner.scratch import RunDirectory, Scratch
 from services.runner.settings import RunnerSettings
 from services.runner.store import Assignment, Timings
 from services.runner.supervision import Patience, Voice, supervise
+from services.runner.uploads import Uploads
 from services.runner.values import clean_text
 
 _HARNESSES = Path(__file__).parent / "harness"
@@ -254,11 +255,8 @@ class Attempt:
                 f"{len(found.skipped)} outputs were left out, since they are no regular files: {shown}",
                 level="warning",
             )
-        if run.attempts > 1:
-            await workshop.in_thread(remove_outputs, workshop.objects, run.id)
-        outputs = await upload_outputs(
-            workshop.objects, run.id, directory, found.files, self._interrupts.loss_flag, workshop.threads
-        )
+        uploads = Uploads(workshop.pool, workshop.objects, workshop.threads)
+        outputs = await uploads.put(run, directory, found.files, self._interrupts.loss_flag)
         self._note(upload_ms=_since(begun))
         return outputs
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from libs.common.database import Pool
 from libs.common.errors import NotFound
-from libs.common.models import Output
-from libs.common.objects import ObjectMissing, ObjectStore, output_key
+from libs.common.objects import ObjectMissing, ObjectStore
 from services.runner import store, workflow_store
 from services.runner.fetching import verified
 from services.runner.lifecycle import no_such_run, no_such_workflow_run
-from services.runner.store import RunFilter, RunRecord
+from services.runner.store import RecordedOutput, RunFilter, RunRecord
 from services.runner.workflow_store import WorkflowRunFilter
 from services.runner.workflows import WorkflowRunView
 
@@ -21,7 +20,7 @@ from services.runner.workflows import WorkflowRunView
 class OpenOutput:
     """An output that is being read. The last of its chunks comes only when all have the recorded digest."""
 
-    output: Output
+    output: RecordedOutput
     chunks: AsyncIterator[bytes]
 
 
@@ -45,13 +44,13 @@ class Catalogue:
         async with self._pool.acquire() as connection:
             return await store.list_runs(connection, wanted, before=before, limit=limit)
 
-    async def outputs(self, run_id: str, *, after: str | None, limit: int) -> list[Output]:
+    async def outputs(self, run_id: str, *, after: str | None, limit: int) -> list[RecordedOutput]:
         """Outputs of a run by path; NotFound where there is no such run."""
         await self.run(run_id)
         async with self._pool.acquire() as connection:
             return await store.list_outputs(connection, run_id, after=after, limit=limit)
 
-    async def output(self, run_id: str, path: str) -> Output:
+    async def output(self, run_id: str, path: str) -> RecordedOutput:
         """What is known of an output, or NotFound."""
         await self.run(run_id)
         async with self._pool.acquire() as connection:
@@ -61,10 +60,10 @@ class Catalogue:
         return found
 
     @asynccontextmanager
-    async def open_output(self, run_id: str, output: Output) -> AsyncIterator[OpenOutput]:
+    async def open_output(self, output: RecordedOutput) -> AsyncIterator[OpenOutput]:
         """Read an output, or NotFound where the bucket has lost it."""
         try:
-            body = await asyncio.to_thread(self._objects.read, output_key(run_id, output.path))
+            body = await asyncio.to_thread(self._objects.read, output.object_key)
         except ObjectMissing as error:
             raise NotFound(
                 f"the output {output.path} was recorded, but its object is gone from the bucket. Run it again.",

@@ -14,6 +14,7 @@ from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
 from services.runner.persistence import persistently
 from services.runner.store import Assignment, Ending, Timings
+from services.runner.uploads import Uploads
 from services.runner.worker import Stopping
 
 _log = get_logger("runner")
@@ -33,6 +34,7 @@ class Execution:
         metrics: RunMetrics,
     ) -> None:
         self._workshop = workshop
+        self._uploads = Uploads(workshop.pool, workshop.objects, workshop.threads)
         self._lifecycle = lifecycle
         self._journal = journal
         self._logs = logs
@@ -40,16 +42,16 @@ class Execution:
         self._stopping = stopping
         self._metrics = metrics
 
-    async def execute(self, run_id: str) -> bool:
-        """Take a run from the queue to its end. False where it was given back, so that it is to be queued again."""
+    async def execute(self, run_id: str) -> float | None:
+        """Take a run from the queue to its end; or the seconds after which it is to be leased again."""
         token = uuid4()
         leased = await persistently(lambda: self._lifecycle.lease(run_id, token), what="lease", run_id=run_id)
         if leased is None:
-            return True
+            return None
         run = leased.assignment
         limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
         async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
-            writing, log = await persistently(lambda: self._open_log(run_id, limits), what="log", run_id=run_id)
+            writing, log = await persistently(lambda: self._open_log(run, limits), what="log", run_id=run_id)
             try:
                 with self._metrics.executing():
                     return await self._see_through(leased, log, interrupts)
@@ -63,12 +65,12 @@ class Execution:
                 await writing.__aexit__(None, None, None)
 
     async def _open_log(
-        self, run_id: str, limits: JournalLimits
+        self, run: Assignment, limits: JournalLimits
     ) -> tuple[AbstractAsyncContextManager[JournalWriter], JournalWriter]:
-        writing = self._journal.writing(run_id, limits)
+        writing = self._journal.writing(run.id, limits, holder=run.lease)
         return writing, await writing.__aenter__()
 
-    async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> bool:
+    async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> float | None:
         run = leased.assignment
         timings = Timings()
         match leased.verdict:
@@ -94,32 +96,30 @@ class Execution:
                     "they came, and whether the job takes the machine down with it.",
                     state=RunState.LOST,
                 )
-        await self._finish(run, outcome, timings, log)
-        return True
+        await self._finish(leased, outcome, timings, log)
+        return None
 
-    async def _leave(self, run: Assignment, log: JournalWriter, interrupts: Interrupts) -> bool:
-        """Let go of a run that is not at its end. Whether there is nothing left to do for its entry."""
+    async def _leave(self, run: Assignment, log: JournalWriter, interrupts: Interrupts) -> float | None:
+        """Let go of a run that is not at its end; the seconds after which it is to be leased again, if that is ours."""
         if interrupts.lost:
             self._metrics.lease_lost()
             _log.warning("lease_lost", run=run.id, attempt=run.attempts)
-            return True
+            return None
         log.write("system", "the runner stops; the run is queued again")
         await persistently(log.flush, what="log", run_id=run.id)  # the next holder writes behind it
         await persistently(lambda: self._lifecycle.hand_back(run), what="hand_back", run_id=run.id)
         _log.info("run_handed_back", run=run.id, attempt=run.attempts)
-        return False
+        return 0.0
 
-    async def _finish(self, run: Assignment, outcome: Outcome, timings: Timings, log: JournalWriter) -> None:
-        error = outcome.error
+    async def _finish(self, leased: Leased, outcome: Outcome, timings: Timings, log: JournalWriter) -> None:
+        run, error = leased.assignment, outcome.error
         log.write(
             "system",
             f"{outcome.state.value}: {error.message}" if error else outcome.state.value,
             level="info" if outcome.state is RunState.SUCCEEDED else "error",
         )
         await persistently(log.flush, what="log", run_id=run.id)
-        # Whoever lost the lease must not write over the log of the attempt that has it now.
-        held = await persistently(lambda: self._lifecycle.holds(run), what="lease", run_id=run.id)
-        log_key = await persistently(lambda: self._logs.archive(run.id), what="log", run_id=run.id) if held else None
+        log_key = await persistently(lambda: self._logs.archive(run.id, run.lease), what="log", run_id=run.id)
         ending = Ending(
             outcome.state,
             outcome.result,
@@ -132,6 +132,10 @@ class Execution:
         )
         if not finished:
             self._metrics.lease_lost()
+            await self._uploads.discard(run)
+            await self._logs.discard(run.id, lambda key: key == log_key)
+        elif run.attempts > 1 or leased.verdict is not Verdict.EXECUTE:
+            await self._logs.discard(run.id, lambda key: key != log_key)
         _log.info(
             "run_finished" if finished else "lease_lost",
             run=run.id,

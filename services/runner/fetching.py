@@ -10,8 +10,8 @@ from pathlib import Path
 
 from libs.common.archive import ArchiveError
 from libs.common.database import Pool
-from libs.common.models import Artifact, InputSource, Output
-from libs.common.objects import ObjectMissing, ObjectStore, ObjectStoreUnavailable, output_key
+from libs.common.models import Artifact, InputSource
+from libs.common.objects import ObjectMissing, ObjectStore, ObjectStoreUnavailable
 from services.runner.endings import AttemptInterrupted, RunFailed
 from services.runner.extraction import (
     ExtractionCancelledError,
@@ -20,7 +20,7 @@ from services.runner.extraction import (
     IntegrityError,
     extract_stream,
 )
-from services.runner.store import get_output, outputs_below
+from services.runner.store import RecordedOutput, get_output, outputs_below
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class PlannedInput:
     name: str
     run_id: str
     is_directory: bool
-    files: list[tuple[Output, str]]
+    files: list[tuple[RecordedOutput, str]]
 
 
 async def plan_inputs(pool: Pool, sources: Mapping[str, InputSource]) -> list[PlannedInput]:
@@ -128,9 +128,11 @@ def fetch_inputs(
     return paths
 
 
-def _fetch_output(objects: ObjectStore, item: PlannedInput, output: Output, target: Path, arrival: Arrival) -> None:
+def _fetch_output(
+    objects: ObjectStore, item: PlannedInput, output: RecordedOutput, target: Path, arrival: Arrival
+) -> None:
     try:
-        with objects.read(output_key(item.run_id, output.path)) as body, target.open("xb") as file:
+        with objects.read(output.object_key) as body, target.open("xb") as file:
             for chunk in verified(arrival.noted(body), output):
                 file.write(chunk)
     except ObjectMissing as error:
@@ -154,7 +156,7 @@ class DamagedOutput(Exception):
     """What the bucket has is not what the run left."""
 
 
-def verified(chunks: Iterable[bytes], output: Output) -> Iterator[bytes]:
+def verified(chunks: Iterable[bytes], output: RecordedOutput) -> Iterator[bytes]:
     """The chunks of an output, the last one only when all of them have its length and digest; else DamagedOutput."""
     digest, size, held = hashlib.sha256(), 0, b""
     for chunk in chunks:

@@ -14,6 +14,7 @@ from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, NotFound
 from libs.common.journal import Journal
 from libs.common.models import Output, RunState, StepState, WorkflowRunState
+from libs.common.queue import remove_entry
 from services.runner import store, workflow_store
 from services.runner.advance import advance
 from services.runner.store import Assignment, Ending, LockedRun
@@ -58,6 +59,7 @@ class Lifecycle:
         async with self._pool.acquire() as connection, connection.transaction():
             run = await store.lock_run(connection, run_id)
             if run is None or run.state.final:
+                await remove_entry(connection, run_id)
                 return None
             begun = run.lease == token and run.state is not RunState.QUEUED
             verdict, state, attempts = Verdict.EXECUTE, RunState.STARTING, run.attempts if begun else run.attempts + 1
@@ -70,11 +72,6 @@ class Lifecycle:
             await store.notify_holder(connection, run_id)
         return Leased(assignment, verdict)
 
-    async def holds(self, assignment: Assignment) -> bool:
-        """Whether the lease is still the one of `assignment`."""
-        async with self._pool.acquire() as connection:
-            return (await store.lease_status(connection, assignment.id)).lease == assignment.lease
-
     async def hand_back(self, assignment: Assignment) -> None:
         """Queue a run again that this runner has to leave."""
         async with self._pool.acquire() as connection, connection.transaction():
@@ -82,14 +79,18 @@ class Lifecycle:
                 await self._step_is(connection, assignment.workflow_run_id, assignment.id, StepState.QUEUED)
 
     async def finish(self, assignment: Assignment, ending: Ending, outputs: Sequence[Output]) -> bool:
-        """Record the end of a run, its outputs, and what follows from it. False where the lease was lost."""
+        """Record the end of a run, its outputs, and what follows from it. False where the lease was lost.
+
+        It may be asked for again when the answer was lost.
+        """
         run_id = assignment.id
         async with self._pool.acquire() as connection, connection.transaction():
             if assignment.workflow_run_id is not None:
                 await workflow_store.lock_workflow_run(connection, assignment.workflow_run_id)
             if not await store.finish_run(connection, run_id, assignment.lease, ending):
-                return False
-            await store.insert_outputs(connection, run_id, outputs)
+                return await store.finished_by(connection, run_id, assignment.lease)
+            await remove_entry(connection, run_id)
+            await store.insert_outputs(connection, run_id, assignment.attempts, outputs)
             if ending.log_key is not None:
                 await self._journal.discard(connection, run_id)
             origin = Origin(assignment.created_by, assignment.request_id)
@@ -156,6 +157,7 @@ class Lifecycle:
             await store.notify_holder(connection, run_id)
             return False
         await store.cancel_queued_run(connection, run_id, _CANCELLED)
+        await remove_entry(connection, run_id)
         event = audit.Event(
             "run.finished", f"run/{run_id}", detail={"state": RunState.CANCELLED.value, "attempts": run.attempts}
         )

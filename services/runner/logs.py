@@ -1,13 +1,15 @@
 """The logs of runs: where each is, and how it gets to the bucket."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from uuid import UUID, uuid4
 
 from libs.common.database import Pool
 from libs.common.journal import Journal
 from libs.common.log import get_logger
 from libs.common.log_archive import LogArchive, LogState
-from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_key
+from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_prefix
 from services.runner import store
 from services.runner.lifecycle import no_such_run
 
@@ -22,17 +24,28 @@ class RunLogs:
     def __init__(self, pool: Pool, journal: Journal, objects: ObjectStore) -> None:
         self._pool = pool
         self._journal = journal
+        self._objects = objects
         self._archive = LogArchive(journal, objects)
 
-    async def archive(self, run_id: str) -> str | None:
-        """Put what the journal has into the bucket; the object's key, or None where that can't be done now."""
-        key = run_log_key(run_id)
+    async def archive(self, run_id: str, writer: UUID) -> str | None:
+        """Put what the journal has into the bucket; the object's key, or None where that can't be done now.
+
+        The key is that of `writer` alone: it becomes the run's log when the writer ends the run.
+        """
+        key = f"{run_log_prefix(run_id)}{writer}.log"
         try:
             moved = await self._archive.put(run_id, key, partial(self._state, run_id))
         except ObjectStoreUnavailable as error:
             _log.warning("log_not_archived", run=run_id, error=error.message)
             return None
         return key if moved else None
+
+    async def discard(self, run_id: str, wanted: Callable[[str], bool]) -> None:
+        """Remove the `wanted` keys among those of a run: what writers put there that did not end it."""
+        try:
+            await asyncio.to_thread(self._remove, run_id, wanted)
+        except ObjectStoreUnavailable as error:
+            _log.warning("logs_not_removed", run=run_id, error=error.message)
 
     async def require(self, run_id: str) -> None:
         """Raise NotFound unless there is such a run, and its log can be read."""
@@ -50,7 +63,7 @@ class RunLogs:
                 return
             try:
                 for left in await store.left_logs(connection, older_than_seconds=_SETTLED_SECONDS):
-                    key = None if left.archived else await self.archive(left.run_id)
+                    key = None if left.archived else await self.archive(left.run_id, uuid4())
                     if left.archived or key is not None:
                         async with connection.transaction():
                             if key is not None:
@@ -58,6 +71,11 @@ class RunLogs:
                             await self._journal.discard(connection, left.run_id)
             finally:
                 await connection.execute("SELECT pg_advisory_unlock($1)", _ARCHIVE_LOCK)
+
+    def _remove(self, run_id: str, wanted: Callable[[str], bool]) -> None:
+        for key in list(self._objects.list(run_log_prefix(run_id))):
+            if wanted(key):
+                self._objects.delete(key)
 
     async def _state(self, run_id: str) -> LogState:
         async with self._pool.acquire() as connection:

@@ -1,23 +1,16 @@
-"""What a run leaves in `outputs/`: found, uploaded, and described."""
+"""What a run leaves in `outputs/`: found, and described."""
 
-import asyncio
-import hashlib
 import mimetypes
 import os
 import stat
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from libs.common.models import Output
-from libs.common.objects import PART_BYTES, ObjectStore, ObjectStoreUnavailable, Upload, output_key
-from services.runner.endings import AttemptInterrupted, RunFailed
+from services.runner.endings import RunFailed
 
 _MAX_PATH_BYTES = 900  # keys have 1024 at most, and begin with the run's id
-_PARALLEL_UPLOADS = 4
 
 _TYPES = mimetypes.MimeTypes()
 for _type, _suffix in (
@@ -92,37 +85,6 @@ def _find(directory: Path, limits: OutputLimits) -> FoundOutputs:
     return FoundOutputs(sorted(found, key=lambda output: output.path), skipped)
 
 
-async def upload_outputs(
-    objects: ObjectStore,
-    run_id: str,
-    directory: Path,
-    found: list[FoundOutput],
-    interrupted: threading.Event,
-    threads: Executor,
-) -> list[Output]:
-    """Upload files below `directory`, some at a time, and describe them. RunFailed, or AttemptInterrupted."""
-    loop = asyncio.get_running_loop()
-    turns = asyncio.Semaphore(_PARALLEL_UPLOADS)
-
-    async def upload(output: FoundOutput) -> Output:
-        async with turns:
-            return await loop.run_in_executor(threads, _upload, objects, run_id, directory, output, interrupted)
-
-    tasks = [asyncio.create_task(upload(output)) for output in found]
-    try:
-        return [await task for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def remove_outputs(objects: ObjectStore, run_id: str) -> None:
-    """Delete what an earlier attempt uploaded and nobody recorded. Blocks."""
-    for key in list(objects.list(output_key(run_id, ""))):
-        objects.delete(key)
-
-
 def content_type_of(path: str) -> str:
     """The media type that a file's name suggests."""
     guessed, encoding = _TYPES.guess_type(path)
@@ -154,53 +116,6 @@ def _require_key(path: str) -> None:
         raise RunFailed("output_name", f"The path of the output {shown}… is longer than {_MAX_PATH_BYTES} bytes.")
 
 
-def _upload(
-    objects: ObjectStore, run_id: str, directory: Path, output: FoundOutput, interrupted: threading.Event
-) -> Output:
-    if interrupted.is_set():
-        raise AttemptInterrupted
-    digest = hashlib.sha256()
-    size = 0
-    key, content_type = output_key(run_id, output.path), content_type_of(output.path)
-    try:
-        with _open(directory / output.path) as file:
-            part = file.read(PART_BYTES)
-            digest.update(part)
-            size = len(part)
-            if size < PART_BYTES:
-                objects.put(key, part, content_type=content_type)
-            else:
-                size += _upload_parts(objects.upload(key, content_type=content_type), part, file, digest, interrupted)
-    except ObjectStoreUnavailable as error:
-        raise RunFailed(
-            "object_store_unavailable", f"The output {output.path} could not be stored: {error.message}."
-        ) from error
-    except OSError as error:
-        raise RunFailed(
-            "output_unreadable", f"The output {output.path} could not be read: {error.strerror}."
-        ) from error
-    return Output(path=output.path, size=size, digest=f"sha256:{digest.hexdigest()}", content_type=content_type)
-
-
-def _upload_parts(
-    upload: Upload, part: bytes, file: BinaryIO, digest: "hashlib._Hash", interrupted: threading.Event
-) -> int:
-    """Send `part` and the rest of `file`; the number of bytes of the rest."""
-    size = 0
-    try:
-        while part:
-            if interrupted.is_set():
-                raise AttemptInterrupted
-            upload.part(part)
-            part = file.read(PART_BYTES)
-            digest.update(part)
-            size += len(part)
-        upload.complete()
-    except BaseException:
-        upload.abort()
-        raise
-    return size
-
-
-def _open(path: Path) -> BinaryIO:
+def open_output(path: Path) -> BinaryIO:
+    """An output as it is there: a file, not a link, and without waiting where it is a pipe."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")

@@ -16,7 +16,7 @@ from services.runner.catalogue import Catalogue
 from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.resources import run_resource
-from services.runner.store import RunFilter
+from services.runner.store import RecordedOutput, RunFilter
 from services.runner.worker import Stopping
 
 ACCEPTANCE = web.AppKey("acceptance", Acceptance)
@@ -113,7 +113,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
     headers = _output_headers(output)
     if headers["ETag"] in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
         return web.Response(status=304, headers={"ETag": headers["ETag"]})
-    async with catalogue.open_output(run_id, output) as opened:
+    async with catalogue.open_output(output) as opened:
         return await _stream(request, opened.chunks, headers)
 
 
@@ -130,7 +130,7 @@ def routes() -> list[web.RouteDef]:
     ]
 
 
-def _output_headers(output: Output) -> dict[str, str]:
+def _output_headers(output: RecordedOutput) -> dict[str, str]:
     name = output.path.rpartition("/")[2]
     is_text = output.content_type.startswith("text/") and "charset" not in output.content_type
     headers = {

@@ -12,6 +12,10 @@ from uuid import UUID
 
 from libs.common.database import Connection
 from libs.common.models import Output, RunState
+from libs.common.objects import output_key
+
+JOURNAL_GUARD = "SELECT FROM runner.runs WHERE id = $1 AND lease = $2 AND finished_at IS NULL FOR KEY SHARE"
+"""Who may write to the log of a run: the holder of its lease, until it ends."""
 
 RUNS_CHANNEL = "runner_runs"
 """Notified with a run's id when its lease or its wish to be cancelled may have changed."""
@@ -155,7 +159,7 @@ _INSERT = """
 
 
 async def insert_run(connection: Connection, run: NewRun) -> None:
-    """Insert a queued run; its entry in the queue is `enqueue_runs`' business."""
+    """Insert a queued run; its entry in the queue is `enqueue_run`'s business."""
     await connection.execute(
         _INSERT,
         run.id,
@@ -299,6 +303,9 @@ async def hand_back(connection: Connection, run_id: str, lease: UUID) -> bool:
     return await connection.fetchval(_HAND_BACK, run_id, lease) is not None
 
 
+# A holder whose answer was lost asks again: the lease of a run that has ended is the one that ended it.
+_FINISHED_BY = "SELECT 1 FROM runner.runs WHERE id = $1 AND lease = $2 AND finished_at IS NOT NULL"
+
 _FINISH = """
     UPDATE runner.runs
     SET state = $3, result = $4, error = $5, first_byte_ms = $6, fetch_ms = $7, start_ms = $8, handler_ms = $9,
@@ -329,6 +336,11 @@ async def finish_run(connection: Connection, run_id: str, lease: UUID, ending: E
     return finished is not None
 
 
+async def finished_by(connection: Connection, run_id: str, lease: UUID) -> bool:
+    """Whether a run has ended through the holder of `lease`."""
+    return await connection.fetchval(_FINISHED_BY, run_id, lease) is not None
+
+
 _CANCEL_QUEUED = """
     UPDATE runner.runs
     SET state = 'cancelled', cancel_requested_at = now(), finished_at = now(), lease = NULL, error = $2
@@ -356,16 +368,29 @@ async def notify_holder(connection: Connection, run_id: str) -> None:
     await connection.execute("SELECT pg_notify($1, $2)", RUNS_CHANNEL, run_id)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedOutput:
+    """An output of a run that has ended, and where it is in the bucket."""
+
+    path: str
+    size: int
+    digest: str
+    content_type: str
+    object_key: str
+
+
 _INSERT_OUTPUTS = """
-    INSERT INTO runner.outputs (run_id, path, size, digest, content_type)
-    SELECT $1, path, size, digest, content_type
-    FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[]) AS given (path, size, digest, content_type)
+    WITH recorded AS (DELETE FROM runner.uploads WHERE run_id = $1 AND attempt = $2)
+    INSERT INTO runner.outputs (run_id, path, size, digest, content_type, object_key)
+    SELECT $1, path, size, digest, content_type, object_key
+    FROM unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
+         AS given (path, size, digest, content_type, object_key)
 """
 
-_GET_OUTPUT = "SELECT path, size, digest, content_type FROM runner.outputs WHERE run_id = $1 AND path = $2"
+_GET_OUTPUT = "SELECT path, size, digest, content_type, object_key FROM runner.outputs WHERE run_id = $1 AND path = $2"
 
 _LIST_OUTPUTS = """
-    SELECT path, size, digest, content_type
+    SELECT path, size, digest, content_type, object_key
     FROM runner.outputs
     WHERE run_id = $1 AND ($2::text IS NULL OR path > $2 COLLATE "C")
     ORDER BY path
@@ -373,42 +398,77 @@ _LIST_OUTPUTS = """
 """
 
 _OUTPUTS_BELOW = """
-    SELECT path, size, digest, content_type
+    SELECT path, size, digest, content_type, object_key
     FROM runner.outputs
     WHERE run_id = $1 AND starts_with(path, $2)
     ORDER BY path
 """
 
 
-async def insert_outputs(connection: Connection, run_id: str, outputs: Sequence[Output]) -> None:
-    """Record what a run left, in the transaction that finishes it."""
+async def insert_outputs(connection: Connection, run_id: str, attempt: int, outputs: Sequence[Output]) -> None:
+    """Record what an attempt has uploaded as what the run left, in the transaction that finishes it."""
     if outputs:
         await connection.execute(
             _INSERT_OUTPUTS,
             run_id,
+            attempt,
             [output.path for output in outputs],
             [output.size for output in outputs],
             [output.digest for output in outputs],
             [output.content_type for output in outputs],
+            [output_key(run_id, attempt, output.path) for output in outputs],
         )
 
 
-async def get_output(connection: Connection, run_id: str, path: str) -> Output | None:
+async def get_output(connection: Connection, run_id: str, path: str) -> RecordedOutput | None:
     """One output, or None."""
     row = await connection.fetchrow(_GET_OUTPUT, run_id, path)
-    return Output.model_validate(dict(row)) if row else None
+    return RecordedOutput(**dict(row)) if row else None
 
 
-async def list_outputs(connection: Connection, run_id: str, *, after: str | None, limit: int) -> list[Output]:
+async def list_outputs(connection: Connection, run_id: str, *, after: str | None, limit: int) -> list[RecordedOutput]:
     """Outputs by path, from behind `after` on."""
     rows = await connection.fetch(_LIST_OUTPUTS, run_id, after, limit)
-    return [Output.model_validate(dict(row)) for row in rows]
+    return [RecordedOutput(**dict(row)) for row in rows]
 
 
-async def outputs_below(connection: Connection, run_id: str, prefix: str) -> list[Output]:
+async def outputs_below(connection: Connection, run_id: str, prefix: str) -> list[RecordedOutput]:
     """Every output whose path begins with `prefix`."""
     rows = await connection.fetch(_OUTPUTS_BELOW, run_id, prefix)
-    return [Output.model_validate(dict(row)) for row in rows]
+    return [RecordedOutput(**dict(row)) for row in rows]
+
+
+_BEGIN_UPLOAD = """
+    INSERT INTO runner.uploads (run_id, attempt, lease)
+    SELECT id, attempts, lease FROM runner.runs WHERE id = $1 AND lease = $2 AND state IN ('starting', 'running')
+    ON CONFLICT (run_id, attempt) DO UPDATE SET lease = excluded.lease
+    RETURNING attempt
+"""
+
+_ABANDONED_UPLOADS = """
+    SELECT uploads.run_id, uploads.attempt
+    FROM runner.uploads
+    JOIN runner.runs ON runs.id = uploads.run_id
+    WHERE runs.lease IS DISTINCT FROM uploads.lease OR runs.finished_at IS NOT NULL
+    LIMIT 100
+"""
+
+_FORGET_UPLOAD = "DELETE FROM runner.uploads WHERE run_id = $1 AND attempt = $2"
+
+
+async def begin_upload(connection: Connection, run_id: str, lease: UUID) -> bool:
+    """Write down that the holder of the lease is going to upload outputs; whether the lease still held."""
+    return await connection.fetchval(_BEGIN_UPLOAD, run_id, lease) is not None
+
+
+async def abandoned_uploads(connection: Connection) -> list[tuple[str, int]]:
+    """Runs and attempts whose outputs were uploaded, in whole or in part, and will never be recorded."""
+    return [(row["run_id"], row["attempt"]) for row in await connection.fetch(_ABANDONED_UPLOADS)]
+
+
+async def forget_upload(connection: Connection, run_id: str, attempt: int) -> None:
+    """What an attempt had uploaded is gone."""
+    await connection.execute(_FORGET_UPLOAD, run_id, attempt)
 
 
 @dataclass(frozen=True, slots=True)

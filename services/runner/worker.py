@@ -11,13 +11,13 @@ from pgqueuer.domain.errors import RetryRequested
 from pgqueuer.domain.models import Job
 
 from libs.common.log import get_logger
-from libs.common.queue import QUEUE_SETTINGS, RUN_ENTRYPOINT, queue_queries_on
+from libs.common.queue import QUEUE_SETTINGS, RUN_ENTRYPOINT, held_entries
 from services.runner.queue_driver import ReconnectingDriver
 
 _LONGEST_POLL_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 10.0
-_BROKEN_PAUSE = timedelta(seconds=2)
+_BROKEN_PAUSE_SECONDS = 2.0
 _log = get_logger("runner")
 
 
@@ -42,11 +42,13 @@ class Stopping:
 class Worker:
     """Leases runs until told to stop.
 
-    `execute` sees one run through; False asks for its entry to be queued again. Whatever it raises is logged and the
-    entry queued again as well: attempts are counted where the run is leased, so that this ends.
+    `execute` sees one run through, or says after how many seconds its entry is to be leased again. Whatever it raises
+    is logged and the entry queued again as well: attempts are counted where the run is leased, so that this ends.
     """
 
-    def __init__(self, settings: WorkerSettings, execute: Callable[[str], Awaitable[bool]], stopping: Stopping) -> None:
+    def __init__(
+        self, settings: WorkerSettings, execute: Callable[[str], Awaitable[float | None]], stopping: Stopping
+    ) -> None:
         self._settings = settings
         self._execute = execute
         self._stopping = stopping
@@ -74,7 +76,7 @@ class Worker:
     async def _serve_once(self) -> None:
         settings = self._settings
         driver = ReconnectingDriver(settings.database_url, application_name="stowage-runner-queue")
-        manager = QueueManager(queue_queries_on(driver), channel=QUEUE_SETTINGS.channel)
+        manager = QueueManager(held_entries(driver), channel=QUEUE_SETTINGS.channel)
         manager.entrypoint(RUN_ENTRYPOINT, accepts_context=False)(self._run)
         stop = asyncio.create_task(self._stop(manager, driver))
         self.alive = True
@@ -101,9 +103,9 @@ class Worker:
     async def _run(self, job: Job) -> None:
         run_id = (job.payload or b"").decode("utf-8", "replace")
         try:
-            done = await self._execute(run_id)
+            again_seconds = await self._execute(run_id)
         except Exception:  # noqa: BLE001  # logged here, and the entry is queued again
             _log.exception("attempt_broke", run=run_id)
-            raise RetryRequested(delay=_BROKEN_PAUSE) from None
-        if not done:
-            raise RetryRequested
+            again_seconds = _BROKEN_PAUSE_SECONDS
+        if again_seconds is not None:
+            raise RetryRequested(delay=timedelta(seconds=again_seconds))

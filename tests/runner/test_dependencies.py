@@ -15,7 +15,7 @@ from libs.common.errors import Unavailable
 from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.models import Introspection, RunState
-from libs.common.objects import run_log_key
+from libs.common.objects import run_log_prefix
 from services.runner.logs import RunLogs
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
@@ -127,7 +127,8 @@ async def test_a_log_that_could_not_be_archived_stays_readable_and_is_archived_l
             objects = own.objects()
             logs = RunLogs(pool, Journal(pool, "runner", Notifications(own.database_url, "runner_journal")), objects)
             await asyncio.gather(*(logs.archive_leftovers() for _ in range(3)))
-            with objects.read(run_log_key(run.id)) as body:
+            (key,) = own.keys(run_log_prefix(run.id))
+            with objects.read(key) as body:
                 assert b"".join(body).decode() == text
             objects.close()
         (row,) = await own.fetch("SELECT count(*) AS lines FROM runner.journal")

@@ -7,7 +7,7 @@ import pytest
 
 from libs.common.client import RunnerClient
 from libs.common.models import InputSource, RunState
-from libs.common.objects import output_key, run_log_key
+from libs.common.objects import output_key, run_log_prefix
 from libs.common.removal import remove_tree
 from tests.registry.running import RunningRegistry
 from tests.runner.bundles import node, publish, python
@@ -57,7 +57,7 @@ async def test_outputs_are_kept_listed_and_read(registry: RunningRegistry, runne
     assert [output.path for output in outputs] == sorted(files, key=str.encode)
     for output in outputs:
         assert await runner.client.output(run_id, output.path) == files[output.path].encode()
-    assert sorted(runner.backend.keys(f"outputs/{run_id}/")) == sorted(output_key(run_id, path) for path in files)
+    assert sorted(runner.backend.keys(f"outputs/{run_id}/")) == sorted(output_key(run_id, 1, path) for path in files)
     types = {output.path: output.content_type for output in outputs}
     assert types["report.html"] == "text/html"
     assert types["data.csv"] == "text/csv"
@@ -102,10 +102,10 @@ async def test_an_output_that_was_damaged_in_the_bucket_is_never_served_whole(
     registry: RunningRegistry, runner: RunningRunner
 ) -> None:
     run_id = await _written(registry, runner, {"a.txt": "right"})
-    registry.objects.put(output_key(run_id, "a.txt"), b"wrong", content_type="text/plain")
+    registry.objects.put(output_key(run_id, 1, "a.txt"), b"wrong", content_type="text/plain")
     with pytest.raises(Exception, match=r"payload|closed|reached"):
         await runner.client.output(run_id, "a.txt")
-    registry.objects.delete(output_key(run_id, "a.txt"))
+    registry.objects.delete(output_key(run_id, 1, "a.txt"))
     answer = await runner.request("GET", f"/runs/{run_id}/outputs/a.txt")
     assert (answer.status, "gone from the bucket" in answer.json["detail"]) == (404, True)
 
@@ -241,11 +241,11 @@ async def test_an_input_that_is_missing_or_damaged_fails_the_run(
         assert run.error is not None
         assert run.error.type == "input_missing"
         assert run.error.message.startswith(f"input x is missing: run {run_id} has no output {path}.")
-    registry.objects.put(output_key(source, "a.txt"), b"Z", content_type="text/plain")
+    registry.objects.put(output_key(source, 1, "a.txt"), b"Z", content_type="text/plain")
     run = await runner.run(inputs={"x": InputSource(run=source, path="a.txt")})
     assert run.error is not None
     assert run.error.type == "integrity"
-    registry.objects.delete(output_key(source, "b.txt"))
+    registry.objects.delete(output_key(source, 1, "b.txt"))
     run = await runner.run(inputs={"x": InputSource(run=source, path="b.txt")})
     assert run.error is not None
     assert (run.error.type, "has lost the output" in run.error.message) == ("input_missing", True)
@@ -297,9 +297,10 @@ async def test_a_log_ends_as_one_object_and_leaves_the_database(
     run = await runner.run()
     rows = await runner.backend.fetch("SELECT count(*) AS n FROM runner.journal WHERE stream = $1", run.id)
     assert rows[0]["n"] == 0
-    with registry.objects.read(run_log_key(run.id)) as body:
+    (key,) = runner.backend.keys(run_log_prefix(run.id))
+    with registry.objects.read(key) as body:
         assert b"[stdout] x\n" in b"".join(body)
-    registry.objects.delete(run_log_key(run.id))
+    registry.objects.delete(key)
     answer = await runner.request("GET", f"/runs/{run.id}/log")
     assert (answer.status, answer.json["type"]) == (404, "urn:stowage:problem:log-missing")
 

@@ -1,0 +1,154 @@
+"""Outputs on their way to the bucket: below keys of the attempt's own, so that no two attempts write the same object.
+
+They become the run's in the transaction that ends it. Until then, and when that never comes, `runner.uploads` says who
+has begun to upload, so that what nobody records is removed whatever happens to the runner.
+"""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from libs.common.database import Pool
+from libs.common.log import get_logger
+from libs.common.models import Output
+from libs.common.objects import PART_BYTES, ObjectStore, ObjectStoreUnavailable, Upload, output_key
+from services.runner import store
+from services.runner.endings import AttemptInterrupted, RunFailed
+from services.runner.outputs import FoundOutput, content_type_of, open_output
+from services.runner.persistence import persistently
+from services.runner.store import Assignment
+
+Value = TypeVar("Value")
+
+_PARALLEL_UPLOADS = 4
+_log = get_logger("runner")
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """Puts the outputs of attempts into the bucket."""
+
+    pool: Pool
+    objects: ObjectStore
+    threads: Executor
+
+    async def put(
+        self, run: Assignment, directory: Path, found: list[FoundOutput], lost: threading.Event
+    ) -> list[Output]:
+        """Upload files below `directory`, some at a time, and describe them.
+
+        RunFailed where that can't be done, AttemptInterrupted when the lease is lost.
+        """
+        if not found:
+            return []
+        if not await persistently(lambda: self._begin(run), what="begin_upload", run_id=run.id):
+            raise AttemptInterrupted
+        try:
+            return await self._put(run, directory, found, lost)
+        except (AttemptInterrupted, RunFailed):
+            await self.discard(run)
+            raise
+
+    async def discard(self, run: Assignment) -> None:
+        """Remove what this attempt has uploaded, and nobody will record. What can't be removed now is swept later."""
+        try:
+            await self._in_thread(_remove, self.objects, run.id, run.attempts)
+        except ObjectStoreUnavailable as error:
+            _log.warning("uploads_not_removed", run=run.id, attempt=run.attempts, error=error.message)
+
+    async def sweep(self) -> None:
+        """Remove what attempts uploaded that are over and did not record it."""
+        async with self.pool.acquire() as connection:
+            abandoned = await store.abandoned_uploads(connection)
+        for run_id, attempt in abandoned:
+            await self._in_thread(_remove, self.objects, run_id, attempt)
+            async with self.pool.acquire() as connection:
+                await store.forget_upload(connection, run_id, attempt)
+
+    async def _begin(self, run: Assignment) -> bool:
+        async with self.pool.acquire() as connection:
+            return await store.begin_upload(connection, run.id, run.lease)
+
+    async def _put(
+        self, run: Assignment, directory: Path, found: list[FoundOutput], lost: threading.Event
+    ) -> list[Output]:
+        """All of them, or the first error, once no thread is at work any more."""
+        turns, failures = asyncio.Semaphore(_PARALLEL_UPLOADS), list[Exception]()
+
+        def over() -> bool:
+            return bool(failures) or lost.is_set()
+
+        async def upload(output: FoundOutput) -> Output | None:
+            key = output_key(run.id, run.attempts, output.path)
+            async with turns:
+                try:
+                    return await self._in_thread(_upload, self.objects, key, directory, output, over)
+                except Exception as error:  # noqa: BLE001  # raised below
+                    failures.append(error)
+                    return None
+
+        uploaded = await asyncio.gather(*map(upload, found))
+        if failures:
+            raise failures[0]
+        return [output for output in uploaded if output is not None]
+
+    async def _in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+
+def _upload(objects: ObjectStore, key: str, directory: Path, output: FoundOutput, over: Callable[[], bool]) -> Output:
+    if over():
+        raise AttemptInterrupted
+    digest = hashlib.sha256()
+    size = 0
+    content_type = content_type_of(output.path)
+    try:
+        with open_output(directory / output.path) as file:
+            part = file.read(PART_BYTES)
+            digest.update(part)
+            size = len(part)
+            if size < PART_BYTES:
+                objects.put(key, part, content_type=content_type)
+            else:
+                size += _upload_parts(objects.upload(key, content_type=content_type), part, file, digest, over)
+    except ObjectStoreUnavailable as error:
+        raise RunFailed(
+            "object_store_unavailable", f"The output {output.path} could not be stored: {error.message}."
+        ) from error
+    except OSError as error:
+        raise RunFailed(
+            "output_unreadable", f"The output {output.path} could not be read: {error.strerror}."
+        ) from error
+    return Output(path=output.path, size=size, digest=f"sha256:{digest.hexdigest()}", content_type=content_type)
+
+
+def _upload_parts(
+    upload: Upload, part: bytes, file: BinaryIO, digest: "hashlib._Hash", over: Callable[[], bool]
+) -> int:
+    """Send `part` and the rest of `file`; the number of bytes of the rest."""
+    size = 0
+    try:
+        while part:
+            if over():
+                raise AttemptInterrupted
+            upload.part(part)
+            part = file.read(PART_BYTES)
+            digest.update(part)
+            size += len(part)
+        upload.complete()
+    except BaseException:
+        upload.abort()
+        raise
+    return size
+
+
+def _remove(objects: ObjectStore, run_id: str, attempt: int) -> None:
+    prefix = output_key(run_id, attempt, "")
+    objects.abort_uploads(prefix)
+    for key in list(objects.list(prefix)):
+        objects.delete(key)
