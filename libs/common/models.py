@@ -7,7 +7,7 @@ client may be older than its server. Times are RFC 3339 in UTC with milliseconds
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
@@ -271,10 +271,38 @@ class Limits(Request):
     file_bytes: int | None = Field(None, ge=0)
 
 
+class RetryOn(StrEnum):
+    """What a run may be tried again after."""
+
+    LOST = "lost"
+    UNAVAILABLE = "unavailable"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+
+
+class Backoff(Request):
+    """How long to wait before another attempt.
+
+    `seconds` each time, or twice as long each time, but no more than `maxSeconds`; and then up to the share `jitter` of
+    that more or less, so that runs that failed together don't come back together.
+    """
+
+    kind: Literal["fixed", "exponential"] = "exponential"
+    seconds: float = Field(5.0, ge=0, le=86_400)
+    max_seconds: float = Field(300.0, ge=0, le=86_400)
+    jitter: float = Field(0.2, ge=0, le=1)
+
+
 class RetryPolicy(Request):
-    """How often a run is tried when the runner that held it was lost."""
+    """How often a run is tried, and after what.
+
+    Unless a job says more, only when its runner was lost, or when what it needs was not to be had before its handler
+    was called: whether a handler may be called again after it failed, only its author knows.
+    """
 
     attempts: int = Field(3, ge=1, le=20)
+    on: list[RetryOn] = Field(default_factory=lambda: [RetryOn.LOST, RetryOn.UNAVAILABLE])
+    backoff: Backoff = Field(default_factory=Backoff)
 
 
 class JobDefinition(Request):
@@ -485,11 +513,35 @@ class Run(Resource):
     progress: float | None
     progress_message: str | None
     attempts: int
+    next_attempt_at: Timestamp | None = None
     timings: Timings
     created_at: Timestamp
     created_by: str
     started_at: Timestamp | None
     finished_at: Timestamp | None
+
+
+class AttemptState(StrEnum):
+    """How far an attempt is: running, or ended in one of the other ways."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+    HANDED_BACK = "handed_back"
+
+
+class Attempt(Resource):
+    """One attempt at a run. `runner` is the machine and process that made it."""
+
+    number: int
+    state: AttemptState
+    runner: str
+    error: Failure | None
+    started_at: Timestamp
+    ended_at: Timestamp | None
 
 
 class Output(Resource):

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -103,7 +105,13 @@ class _Parts:
                 ThreadPoolExecutor(settings.concurrency * _THREADS_PER_RUN, thread_name_prefix="run")
             )
             journal = Journal(pool, "runner", news, guard=JOURNAL_GUARD)
-            lifecycle = Lifecycle(pool, journal, metrics.finished, max_parameters_bytes=settings.max_parameters_bytes)
+            lifecycle = Lifecycle(
+                pool,
+                journal,
+                metrics.finished,
+                runner=f"{socket.gethostname()}/{os.getpid()}",
+                max_parameters_bytes=settings.max_parameters_bytes,
+            )
             logs = RunLogs(pool, journal, objects)
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
             workshop = Workshop(settings, pool, objects, scratch, runtimes, threads)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from libs.common.database import Pool
 from libs.common.errors import NotFound
 from libs.common.objects import ObjectMissing, ObjectStore
-from services.runner import store, workflow_store
+from services.runner import lease_store, output_store, store, workflow_store
 from services.runner.fetching import verified
+from services.runner.lease_store import AttemptRecord
 from services.runner.lifecycle import no_such_run, no_such_workflow_run
-from services.runner.store import RecordedOutput, RunFilter, RunRecord
+from services.runner.output_store import RecordedOutput
+from services.runner.store import RunFilter, RunRecord
 from services.runner.workflow_store import WorkflowRunFilter
 from services.runner.workflows import WorkflowRunView
 
@@ -44,17 +46,23 @@ class Catalogue:
         async with self._pool.acquire() as connection:
             return await store.list_runs(connection, wanted, before=before, limit=limit)
 
+    async def attempts(self, run_id: str, *, after: int, limit: int) -> list[AttemptRecord]:
+        """The attempts at a run; NotFound where there is no such run."""
+        await self.run(run_id)
+        async with self._pool.acquire() as connection:
+            return await lease_store.list_attempts(connection, run_id, after=after, limit=limit)
+
     async def outputs(self, run_id: str, *, after: str | None, limit: int) -> list[RecordedOutput]:
         """Outputs of a run by path; NotFound where there is no such run."""
         await self.run(run_id)
         async with self._pool.acquire() as connection:
-            return await store.list_outputs(connection, run_id, after=after, limit=limit)
+            return await output_store.list_outputs(connection, run_id, after=after, limit=limit)
 
     async def output(self, run_id: str, path: str) -> RecordedOutput:
         """What is known of an output, or NotFound."""
         await self.run(run_id)
         async with self._pool.acquire() as connection:
-            found = await store.get_output(connection, run_id, path)
+            found = await output_store.get_output(connection, run_id, path)
         if found is None:
             raise NotFound(f"run {run_id} has no output {path[:200]}. GET /runs/{run_id}/outputs lists what it has.")
         return found

@@ -5,14 +5,15 @@ from uuid import uuid4
 
 from libs.common.journal import Journal, JournalLimits, JournalWriter
 from libs.common.log import get_logger
-from libs.common.models import RunState
+from libs.common.models import RetryPolicy, RunState
 from services.runner.attempt import Attempt, Workshop
 from services.runner.endings import AttemptInterrupted, Outcome
 from services.runner.interrupts import Interrupt, Interrupts, Watch
-from services.runner.lifecycle import Leased, Lifecycle, Verdict
+from services.runner.lifecycle import Leased, Lifecycle, NotYet, Verdict
 from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
 from services.runner.persistence import persistently
+from services.runner.retries import seconds_to_next_attempt
 from services.runner.store import Assignment, Ending, Timings
 from services.runner.uploads import Uploads
 from services.runner.worker import Stopping
@@ -48,6 +49,8 @@ class Execution:
         leased = await persistently(lambda: self._lifecycle.lease(run_id, token), what="lease", run_id=run_id)
         if leased is None:
             return None
+        if isinstance(leased, NotYet):
+            return leased.seconds
         run = leased.assignment
         limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
         async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
@@ -87,17 +90,46 @@ class Execution:
                 finally:
                     self._metrics.attempted(run, attempt.timings, attempt.arrival.received_bytes)
                 timings = attempt.timings
+                if (seconds := await self._try_again(run, outcome, timings, log)) is not None:
+                    return seconds
             case Verdict.CANCEL:
                 outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
             case Verdict.GIVE_UP:
                 outcome = Outcome.failed(
                     "lost",
-                    f"Each of the {run.attempts} attempts ended with the runner that had it. See in the log how far "
-                    "they came, and whether the job takes the machine down with it.",
+                    f"The runner that made attempt {run.attempts} of {run.max_attempts} was lost, and the job is not "
+                    "tried again after that. See in the log how far it came, and whether the job takes the machine "
+                    "down with it.",
                     state=RunState.LOST,
                 )
         await self._finish(leased, outcome, timings, log)
         return None
+
+    async def _try_again(self, run: Assignment, outcome: Outcome, timings: Timings, log: JournalWriter) -> float | None:
+        """Queue a run again whose job says so after such an attempt; the seconds until the next one."""
+        seconds = seconds_to_next_attempt(
+            RetryPolicy.model_validate(run.retry),
+            outcome,
+            attempt=run.attempts,
+            max_attempts=run.max_attempts,
+            handler_called=timings.start_ms is not None,
+        )
+        if seconds is None or outcome.error is None:
+            return None
+        log.write(
+            "system",
+            f"attempt {run.attempts} of {run.max_attempts} {outcome.state.value}: {outcome.error.type}: "
+            f"{outcome.error.message} The next one begins in {seconds:.1f} seconds.",
+            level="warning",
+        )
+        await persistently(log.flush, what="log", run_id=run.id)  # the next holder writes behind it
+        queued = await persistently(
+            lambda: self._lifecycle.try_again(run, outcome, after_seconds=seconds), what="try_again", run_id=run.id
+        )
+        if not queued:
+            return None
+        _log.info("run_queued_again", run=run.id, attempt=run.attempts, error=outcome.error.type, seconds=seconds)
+        return seconds
 
     async def _leave(self, run: Assignment, log: JournalWriter, interrupts: Interrupts) -> float | None:
         """Let go of a run that is not at its end; the seconds after which it is to be leased again, if that is ours."""

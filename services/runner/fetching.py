@@ -20,7 +20,7 @@ from services.runner.extraction import (
     IntegrityError,
     extract_stream,
 )
-from services.runner.store import RecordedOutput, get_output, outputs_below
+from services.runner.output_store import RecordedOutput, get_output, outputs_below
 
 
 @dataclass(slots=True)

@@ -13,13 +13,15 @@ from libs.common.audit import Origin
 from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, NotFound
 from libs.common.journal import Journal
-from libs.common.models import Output, RunState, StepState, WorkflowRunState
+from libs.common.models import Output, RetryOn, RetryPolicy, RunState, StepState, WorkflowRunState
 from libs.common.queue import remove_entry
-from services.runner import store, workflow_store
+from services.runner import lease_store, output_store, store, workflow_store
 from services.runner.advance import advance
+from services.runner.endings import Outcome
 from services.runner.store import Assignment, Ending, LockedRun
 
-_CANCELLED = {"type": "cancelled", "message": "The run was cancelled before it started."}
+_CANCELLED = "The run was cancelled before it started."
+_CANCELLED_BETWEEN = "The run was cancelled while it waited for another attempt."
 _STEP_STATES = {RunState.SUCCEEDED: StepState.SUCCEEDED, RunState.CANCELLED: StepState.CANCELLED}
 
 
@@ -28,7 +30,7 @@ class Verdict(Enum):
 
     EXECUTE = auto()
     CANCEL = auto()  # somebody asked for it while its runner was lost
-    GIVE_UP = auto()  # every attempt ended with its runner
+    GIVE_UP = auto()  # its runner was lost, and the job says that it is not tried again after that
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +41,38 @@ class Leased:
     verdict: Verdict
 
 
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """A run that waits for its next attempt, and for how long still."""
+
+    seconds: float
+
+
 class Lifecycle:
-    """Moves runs from state to state. `on_finished` hears of each end, once it is recorded."""
+    """Moves runs from state to state. `on_finished` hears of each end, once it is recorded.
+
+    `runner` is what the attempts made here are told by.
+    """
 
     def __init__(
-        self, pool: Pool, journal: Journal, on_finished: Callable[[RunState], None], *, max_parameters_bytes: int
+        self,
+        pool: Pool,
+        journal: Journal,
+        on_finished: Callable[[RunState], None],
+        *,
+        runner: str,
+        max_parameters_bytes: int,
     ) -> None:
         self._pool = pool
         self._journal = journal
         self._on_finished = on_finished
+        self._runner = runner
         self._max_parameters_bytes = max_parameters_bytes
 
-    async def lease(self, run_id: str, token: UUID) -> Leased | None:
+    async def lease(self, run_id: str, token: UUID) -> Leased | NotYet | None:
         """Take a run over from the queue, or from a runner that was lost. None where there is nothing left to do.
+
+        NotYet where the run waits for another attempt, and its entry came back before that.
 
         `token` is the new lease; to ask again with the same one, since the answer was lost, begins no second attempt.
         Whoever held the lease before can write nothing more.
@@ -61,21 +82,39 @@ class Lifecycle:
             if run is None or run.state.final:
                 await remove_entry(connection, run_id)
                 return None
-            begun = run.lease == token and run.state is not RunState.QUEUED
-            verdict, state, attempts = Verdict.EXECUTE, RunState.STARTING, run.attempts if begun else run.attempts + 1
-            if run.cancel_requested:
-                verdict, state, attempts = Verdict.CANCEL, RunState.QUEUED, run.attempts
-            elif attempts > run.max_attempts:
-                verdict, state, attempts = Verdict.GIVE_UP, RunState.QUEUED, run.attempts
-            assignment = await store.lease_run(connection, run_id, token, state=state, attempts=attempts)
+            if run.wait_seconds > 0:
+                return NotYet(run.wait_seconds)
+            verdict = _judge(run, token)
+            begins = verdict is Verdict.EXECUTE and (run.lease != token or run.state is RunState.QUEUED)
+            assignment = await lease_store.lease_run(
+                connection,
+                run_id,
+                token,
+                state=RunState.STARTING if verdict is Verdict.EXECUTE else RunState.QUEUED,
+                attempts=run.attempts + begins,
+                runner=self._runner,
+            )
             await self._step_is(connection, run.workflow_run_id, run_id, StepState.RUNNING)
             await store.notify_holder(connection, run_id)
         return Leased(assignment, verdict)
 
+    async def try_again(self, run: Assignment, outcome: Outcome, *, after_seconds: float) -> bool:
+        """Queue a run again after an attempt that did not succeed.
+
+        False where the lease was lost, or somebody wants the run to end. It may be asked for again when the answer was
+        lost.
+        """
+        error = outcome.error.model_dump(mode="json", by_alias=True) if outcome.error else {}
+        async with self._pool.acquire() as connection, connection.transaction():
+            if not await lease_store.try_again(connection, run, outcome.state, error, after_seconds=after_seconds):
+                return False
+            await self._step_is(connection, run.workflow_run_id, run.id, StepState.QUEUED)
+        return True
+
     async def hand_back(self, assignment: Assignment) -> None:
         """Queue a run again that this runner has to leave."""
         async with self._pool.acquire() as connection, connection.transaction():
-            if await store.hand_back(connection, assignment.id, assignment.lease):
+            if await lease_store.hand_back(connection, assignment.id, assignment.lease):
                 await self._step_is(connection, assignment.workflow_run_id, assignment.id, StepState.QUEUED)
 
     async def finish(self, assignment: Assignment, ending: Ending, outputs: Sequence[Output]) -> bool:
@@ -87,10 +126,10 @@ class Lifecycle:
         async with self._pool.acquire() as connection, connection.transaction():
             if assignment.workflow_run_id is not None:
                 await workflow_store.lock_workflow_run(connection, assignment.workflow_run_id)
-            if not await store.finish_run(connection, run_id, assignment.lease, ending):
-                return await store.finished_by(connection, run_id, assignment.lease)
+            if not await lease_store.finish_run(connection, run_id, assignment.lease, ending):
+                return await lease_store.finished_by(connection, run_id, assignment.lease)
             await remove_entry(connection, run_id)
-            await store.insert_outputs(connection, run_id, assignment.attempts, outputs)
+            await output_store.insert_outputs(connection, run_id, assignment.attempts, outputs)
             if ending.log_key is not None:
                 await self._journal.discard(connection, run_id)
             origin = Origin(assignment.created_by, assignment.request_id)
@@ -156,7 +195,8 @@ class Lifecycle:
             await store.request_cancel(connection, run_id)
             await store.notify_holder(connection, run_id)
             return False
-        await store.cancel_queued_run(connection, run_id, _CANCELLED)
+        message = _CANCELLED_BETWEEN if run.attempts else _CANCELLED
+        await store.cancel_queued_run(connection, run_id, {"type": "cancelled", "message": message})
         await remove_entry(connection, run_id)
         event = audit.Event(
             "run.finished", f"run/{run_id}", detail={"state": RunState.CANCELLED.value, "attempts": run.attempts}
@@ -176,6 +216,17 @@ class Lifecycle:
     async def _step_is(connection: Connection, workflow_run_id: str | None, run_id: str, state: StepState) -> None:
         if workflow_run_id is not None:
             await workflow_store.set_step_of_run(connection, workflow_run_id, run_id, state)
+
+
+def _judge(run: LockedRun, token: UUID) -> Verdict:
+    if run.cancel_requested:
+        return Verdict.CANCEL
+    if run.state is RunState.QUEUED:
+        return Verdict.EXECUTE if run.attempts < run.max_attempts else Verdict.GIVE_UP
+    if run.lease == token:
+        return Verdict.EXECUTE  # asked for again
+    tried_again = RetryOn.LOST in RetryPolicy.model_validate(run.retry).on and run.attempts < run.max_attempts
+    return Verdict.EXECUTE if tried_again else Verdict.GIVE_UP
 
 
 def no_such_run(run_id: str) -> NotFound:

@@ -25,6 +25,7 @@ def run_resource(record: RunRecord) -> Run:
         progress=record.progress,
         progress_message=record.progress_message,
         attempts=record.attempts,
+        next_attempt_at=record.next_attempt_at,
         timings=Timings(
             queued_ms=record.queued_ms,
             first_byte_ms=record.first_byte_ms,

@@ -8,15 +8,16 @@ from pydantic import Field
 
 from libs.common.auth import Scope
 from libs.common.cursors import decode_cursor
-from libs.common.models import Output, Request, RunRequest, RunState
+from libs.common.models import Attempt, Output, Request, RunRequest, RunState
 from libs.common.paging import Wanted, page_of
 from libs.common.web import json_response, origin_of, read_model, read_query, requires
 from services.runner.acceptance import Acceptance
 from services.runner.catalogue import Catalogue
 from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
+from services.runner.output_store import RecordedOutput
 from services.runner.resources import run_resource
-from services.runner.store import RecordedOutput, RunFilter
+from services.runner.store import RunFilter
 from services.runner.worker import Stopping
 
 ACCEPTANCE = web.AppKey("acceptance", Acceptance)
@@ -34,9 +35,9 @@ class PageQuery(Request):
     limit: int = Field(50, ge=1, le=500)
     cursor: str | None = None
 
-    def wanted(self) -> Wanted:
-        """The page that is asked for."""
-        return Wanted(decode_cursor(self.cursor, str)[0] if self.cursor else None, self.limit)
+    def wanted(self, kind: type[str] | type[int] = str) -> Wanted:
+        """The page that is asked for, of a list whose keys are of `kind`."""
+        return Wanted(decode_cursor(self.cursor, kind)[0] if self.cursor else None, self.limit)
 
 
 class RunsQuery(PageQuery):
@@ -98,6 +99,17 @@ async def get_log(request: web.Request) -> web.StreamResponse:
 
 
 @requires(Scope.RUNS_READ)
+async def get_attempts(request: web.Request) -> web.StreamResponse:
+    """The attempts at a run, in order."""
+    query = read_query(request, PageQuery)
+    wanted = query.wanted(int)
+    found = await request.app[CATALOGUE].attempts(
+        request.match_info["id"], after=wanted.key or 0, limit=wanted.limit + 1
+    )
+    return json_response(page_of(found, wanted, Attempt.model_validate, lambda attempt: attempt.number))
+
+
+@requires(Scope.RUNS_READ)
 async def get_outputs(request: web.Request) -> web.StreamResponse:
     """The outputs of a run, by path."""
     wanted = read_query(request, PageQuery).wanted()
@@ -125,6 +137,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/runs/{id}", get_run),
         web.post("/runs/{id}/cancel", post_cancel),
         web.get("/runs/{id}/log", get_log),
+        web.get("/runs/{id}/attempts", get_attempts),
         web.get("/runs/{id}/outputs", get_outputs),
         web.get("/runs/{id}/outputs/{path:.+}", get_output),
     ]

@@ -1,18 +1,16 @@
-"""Runs and their outputs in PostgreSQL.
+"""Runs in PostgreSQL.
 
 Whoever executes a run holds a lease on it. Every statement that writes to a run on behalf of an attempt names the lease
 and says whether it still held.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from libs.common.database import Connection
-from libs.common.models import Output, RunState
-from libs.common.objects import output_key
+from libs.common.models import RunState
 
 JOURNAL_GUARD = "SELECT FROM runner.runs WHERE id = $1 AND lease = $2 AND finished_at IS NULL FOR KEY SHARE"
 """Who may write to the log of a run: the holder of its lease, until it ends."""
@@ -37,6 +35,7 @@ class NewRun:
     parameters: dict[str, Any]
     inputs: dict[str, Any]
     limits: dict[str, Any]
+    retry: dict[str, Any]
     max_attempts: int
     created_by: str
     request_id: str | None
@@ -70,6 +69,7 @@ class RunRecord:
     upload_ms: int | None
     remove_ms: int | None
     log_key: str | None
+    next_attempt_at: datetime | None
     created_at: datetime
     created_by: str
     started_at: datetime | None
@@ -84,6 +84,8 @@ class LockedRun:
     workflow_run_id: str | None
     attempts: int
     max_attempts: int
+    retry: dict[str, Any]
+    wait_seconds: float
     cancel_requested: bool
     lease: UUID | None
 
@@ -103,6 +105,7 @@ class Assignment:
     parameters: dict[str, Any]
     inputs: dict[str, Any]
     limits: dict[str, Any]
+    retry: dict[str, Any]
     attempts: int
     max_attempts: int
     queued_ms: int | None
@@ -153,8 +156,8 @@ class RunFilter:
 
 _INSERT = """
     INSERT INTO runner.runs (id, slug, version, revision, digest, artifact, job, workflow_run_id, step, parameters,
-                             inputs, limits, max_attempts, created_by, request_id)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                             inputs, limits, retry, max_attempts, created_by, request_id)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 """
 
 
@@ -174,6 +177,7 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
         run.parameters,
         run.inputs,
         run.limits,
+        run.retry,
         run.max_attempts,
         run.created_by,
         run.request_id,
@@ -183,7 +187,7 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
 _SHOWN = """
     id, state, slug, version, revision, digest, job, workflow_run_id, step, parameters, inputs, result, error, progress,
     progress_message, attempts, queued_ms, first_byte_ms, fetch_ms, start_ms, handler_ms, upload_ms, remove_ms, log_key,
-    created_at, created_by, started_at, finished_at
+    next_attempt_at, created_at, created_by, started_at, finished_at
 """
 
 _GET = f"SELECT {_SHOWN} FROM runner.runs WHERE id = $1"  # noqa: S608  # a constant
@@ -214,7 +218,9 @@ async def list_runs(connection: Connection, wanted: RunFilter, *, before: str | 
 
 
 _LOCK = """
-    SELECT state, workflow_run_id, attempts, max_attempts, cancel_requested_at IS NOT NULL AS cancel_requested, lease
+    SELECT state, workflow_run_id, attempts, max_attempts, retry,
+           greatest(0, coalesce(extract(epoch FROM next_attempt_at - now()), 0))::float8 AS wait_seconds,
+           cancel_requested_at IS NOT NULL AS cancel_requested, lease
     FROM runner.runs
     WHERE id = $1
     FOR UPDATE
@@ -225,31 +231,6 @@ async def lock_run(connection: Connection, run_id: str) -> LockedRun | None:
     """Lock the row of a run until the transaction ends; None where there is no such run."""
     row = await connection.fetchrow(_LOCK, run_id)
     return LockedRun(**{**dict(row), "state": RunState(row["state"])}) if row else None
-
-
-_LEASE = """
-    UPDATE runner.runs
-    SET lease = $2,
-        state = $3,
-        attempts = $4,
-        queued_ms = CASE WHEN state = 'queued' AND attempts < $4
-                         THEN least(extract(epoch FROM now() - queued_at) * 1000, 2147483647)::int
-                         ELSE queued_ms END,
-        started_at = coalesce(started_at, now()),
-        progress = NULL,
-        progress_message = NULL
-    WHERE id = $1
-    RETURNING id, lease, slug, version, revision, digest, artifact, workflow_run_id, parameters, inputs, limits,
-              attempts, max_attempts, queued_ms, created_by, request_id
-"""
-
-
-async def lease_run(connection: Connection, run_id: str, lease: UUID, *, state: RunState, attempts: int) -> Assignment:
-    """Give the lease of a locked run to `lease`: as `starting` for an attempt, as `queued` only to finish it."""
-    row = await connection.fetchrow(_LEASE, run_id, lease, state, attempts)
-    if row is None:
-        raise LookupError(run_id)
-    return Assignment(**dict(row))
 
 
 _LEASE_STATUS = """
@@ -287,63 +268,10 @@ async def set_progress(
     await connection.execute(_SET_PROGRESS, run_id, lease, fraction, message)
 
 
-# Giving a run back is no failure of the run: the attempt is counted, so that no two attempts have the same number, and
-# the job gets another one for it.
-_HAND_BACK = """
-    UPDATE runner.runs
-    SET state = 'queued', lease = NULL, queued_at = now(), max_attempts = max_attempts + 1, progress = NULL,
-        progress_message = NULL
-    WHERE id = $1 AND lease = $2 AND state IN ('starting', 'running')
-    RETURNING id
-"""
-
-
-async def hand_back(connection: Connection, run_id: str, lease: UUID) -> bool:
-    """Queue a run again that its runner has to leave; whether it was still held."""
-    return await connection.fetchval(_HAND_BACK, run_id, lease) is not None
-
-
-# A holder whose answer was lost asks again: the lease of a run that has ended is the one that ended it.
-_FINISHED_BY = "SELECT 1 FROM runner.runs WHERE id = $1 AND lease = $2 AND finished_at IS NOT NULL"
-
-_FINISH = """
-    UPDATE runner.runs
-    SET state = $3, result = $4, error = $5, first_byte_ms = $6, fetch_ms = $7, start_ms = $8, handler_ms = $9,
-        upload_ms = $10, remove_ms = $11, log_key = $12, finished_at = now()
-    WHERE id = $1 AND lease = $2 AND state IN ('queued', 'starting', 'running')
-    RETURNING id
-"""
-
-
-async def finish_run(connection: Connection, run_id: str, lease: UUID, ending: Ending) -> bool:
-    """Record how a run ended; whether the lease still held, so that this happened."""
-    timings = ending.timings
-    finished = await connection.fetchval(
-        _FINISH,
-        run_id,
-        lease,
-        ending.state,
-        ending.result,
-        ending.error,
-        timings.first_byte_ms,
-        timings.fetch_ms,
-        timings.start_ms,
-        timings.handler_ms,
-        timings.upload_ms,
-        timings.remove_ms,
-        ending.log_key,
-    )
-    return finished is not None
-
-
-async def finished_by(connection: Connection, run_id: str, lease: UUID) -> bool:
-    """Whether a run has ended through the holder of `lease`."""
-    return await connection.fetchval(_FINISHED_BY, run_id, lease) is not None
-
-
 _CANCEL_QUEUED = """
     UPDATE runner.runs
-    SET state = 'cancelled', cancel_requested_at = now(), finished_at = now(), lease = NULL, error = $2
+    SET state = 'cancelled', cancel_requested_at = now(), finished_at = now(), lease = NULL, error = $2,
+        next_attempt_at = NULL
     WHERE id = $1 AND state = 'queued'
 """
 
@@ -366,109 +294,6 @@ async def request_cancel(connection: Connection, run_id: str) -> None:
 async def notify_holder(connection: Connection, run_id: str) -> None:
     """Wake the holder of a run when the transaction commits."""
     await connection.execute("SELECT pg_notify($1, $2)", RUNS_CHANNEL, run_id)
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedOutput:
-    """An output of a run that has ended, and where it is in the bucket."""
-
-    path: str
-    size: int
-    digest: str
-    content_type: str
-    object_key: str
-
-
-_INSERT_OUTPUTS = """
-    WITH recorded AS (DELETE FROM runner.uploads WHERE run_id = $1 AND attempt = $2)
-    INSERT INTO runner.outputs (run_id, path, size, digest, content_type, object_key)
-    SELECT $1, path, size, digest, content_type, object_key
-    FROM unnest($3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
-         AS given (path, size, digest, content_type, object_key)
-"""
-
-_GET_OUTPUT = "SELECT path, size, digest, content_type, object_key FROM runner.outputs WHERE run_id = $1 AND path = $2"
-
-_LIST_OUTPUTS = """
-    SELECT path, size, digest, content_type, object_key
-    FROM runner.outputs
-    WHERE run_id = $1 AND ($2::text IS NULL OR path > $2 COLLATE "C")
-    ORDER BY path
-    LIMIT $3
-"""
-
-_OUTPUTS_BELOW = """
-    SELECT path, size, digest, content_type, object_key
-    FROM runner.outputs
-    WHERE run_id = $1 AND starts_with(path, $2)
-    ORDER BY path
-"""
-
-
-async def insert_outputs(connection: Connection, run_id: str, attempt: int, outputs: Sequence[Output]) -> None:
-    """Record what an attempt has uploaded as what the run left, in the transaction that finishes it."""
-    if outputs:
-        await connection.execute(
-            _INSERT_OUTPUTS,
-            run_id,
-            attempt,
-            [output.path for output in outputs],
-            [output.size for output in outputs],
-            [output.digest for output in outputs],
-            [output.content_type for output in outputs],
-            [output_key(run_id, attempt, output.path) for output in outputs],
-        )
-
-
-async def get_output(connection: Connection, run_id: str, path: str) -> RecordedOutput | None:
-    """One output, or None."""
-    row = await connection.fetchrow(_GET_OUTPUT, run_id, path)
-    return RecordedOutput(**dict(row)) if row else None
-
-
-async def list_outputs(connection: Connection, run_id: str, *, after: str | None, limit: int) -> list[RecordedOutput]:
-    """Outputs by path, from behind `after` on."""
-    rows = await connection.fetch(_LIST_OUTPUTS, run_id, after, limit)
-    return [RecordedOutput(**dict(row)) for row in rows]
-
-
-async def outputs_below(connection: Connection, run_id: str, prefix: str) -> list[RecordedOutput]:
-    """Every output whose path begins with `prefix`."""
-    rows = await connection.fetch(_OUTPUTS_BELOW, run_id, prefix)
-    return [RecordedOutput(**dict(row)) for row in rows]
-
-
-_BEGIN_UPLOAD = """
-    INSERT INTO runner.uploads (run_id, attempt, lease)
-    SELECT id, attempts, lease FROM runner.runs WHERE id = $1 AND lease = $2 AND state IN ('starting', 'running')
-    ON CONFLICT (run_id, attempt) DO UPDATE SET lease = excluded.lease
-    RETURNING attempt
-"""
-
-_ABANDONED_UPLOADS = """
-    SELECT uploads.run_id, uploads.attempt
-    FROM runner.uploads
-    JOIN runner.runs ON runs.id = uploads.run_id
-    WHERE runs.lease IS DISTINCT FROM uploads.lease OR runs.finished_at IS NOT NULL
-    LIMIT 100
-"""
-
-_FORGET_UPLOAD = "DELETE FROM runner.uploads WHERE run_id = $1 AND attempt = $2"
-
-
-async def begin_upload(connection: Connection, run_id: str, lease: UUID) -> bool:
-    """Write down that the holder of the lease is going to upload outputs; whether the lease still held."""
-    return await connection.fetchval(_BEGIN_UPLOAD, run_id, lease) is not None
-
-
-async def abandoned_uploads(connection: Connection) -> list[tuple[str, int]]:
-    """Runs and attempts whose outputs were uploaded, in whole or in part, and will never be recorded."""
-    return [(row["run_id"], row["attempt"]) for row in await connection.fetch(_ABANDONED_UPLOADS)]
-
-
-async def forget_upload(connection: Connection, run_id: str, attempt: int) -> None:
-    """What an attempt had uploaded is gone."""
-    await connection.execute(_FORGET_UPLOAD, run_id, attempt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from libs.common.database import Pool
 from libs.common.log import get_logger
 from libs.common.models import Output
 from libs.common.objects import PART_BYTES, ObjectStore, ObjectStoreUnavailable, Upload, output_key
-from services.runner import store
+from services.runner import output_store
 from services.runner.endings import AttemptInterrupted, RunFailed
 from services.runner.outputs import FoundOutput, content_type_of, open_output
 from services.runner.persistence import persistently
@@ -64,15 +64,15 @@ class Uploads:
     async def sweep(self) -> None:
         """Remove what attempts uploaded that are over and did not record it."""
         async with self.pool.acquire() as connection:
-            abandoned = await store.abandoned_uploads(connection)
+            abandoned = await output_store.abandoned_uploads(connection)
         for run_id, attempt in abandoned:
             await self._in_thread(_remove, self.objects, run_id, attempt)
             async with self.pool.acquire() as connection:
-                await store.forget_upload(connection, run_id, attempt)
+                await output_store.forget_upload(connection, run_id, attempt)
 
     async def _begin(self, run: Assignment) -> bool:
         async with self.pool.acquire() as connection:
-            return await store.begin_upload(connection, run.id, run.lease)
+            return await output_store.begin_upload(connection, run.id, run.lease)
 
     async def _put(
         self, run: Assignment, directory: Path, found: list[FoundOutput], lost: threading.Event

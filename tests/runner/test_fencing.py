@@ -15,7 +15,7 @@ from libs.common.database import Notifications, open_pool
 from libs.common.journal import Journal
 from libs.common.models import Output, RunState
 from libs.common.objects import output_key, run_log_prefix
-from services.runner import store
+from services.runner import output_store, store
 from services.runner.lifecycle import Leased, Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.store import JOURNAL_GUARD, Ending, Timings
@@ -142,7 +142,7 @@ async def test_who_lost_the_lease_can_neither_log_nor_archive_nor_finish(
     async with open_pool(own.database_url, size=4, application_name="test") as pool:
         news = Notifications(own.database_url, "runner_journal")
         journal = Journal(pool, "runner", news, guard=JOURNAL_GUARD)
-        lifecycle = Lifecycle(pool, journal, lambda _state: None, max_parameters_bytes=1000)
+        lifecycle = Lifecycle(pool, journal, lambda _state: None, runner="test", max_parameters_bytes=1000)
         logs = RunLogs(pool, journal, objects)
         first = await _lease(lifecycle, run.id)
         async with journal.writing(run.id, holder=first.assignment.lease) as old:
@@ -166,7 +166,7 @@ async def test_who_lost_the_lease_can_neither_log_nor_archive_nor_finish(
         assert await logs.archive(run.id, first.assignment.lease) is None
         async with pool.acquire() as connection:
             record = await store.get_run(connection, run.id)
-            assert not await store.begin_upload(connection, run.id, first.assignment.lease)
+            assert not await output_store.begin_upload(connection, run.id, first.assignment.lease)
         assert record is not None
         assert (record.state, record.result, record.log_key) == (RunState.SUCCEEDED, "right", ending.log_key)
     assert ending.log_key in list(objects.list(run_log_prefix(run.id)))
@@ -202,7 +202,7 @@ def _asleep(runner: RunnerProcess) -> Iterator[None]:
 
 async def _lease(lifecycle: Lifecycle, run_id: str) -> Leased:
     leased = await lifecycle.lease(run_id, uuid4())
-    assert leased is not None
+    assert isinstance(leased, Leased)
     return leased
 
 
