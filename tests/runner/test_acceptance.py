@@ -24,7 +24,8 @@ async def test_a_run_is_accepted_with_its_place_and_one_event(registry: RunningR
     run = answer.json
     assert answer.headers["Location"] == f"/runs/{run['id']}"
     assert (run["slug"], run["version"], run["digest"]) == ("hello", "1.0.0", digest)
-    assert run["timings"].keys() == {"queuedMs", "fetchMs", "startMs", "handlerMs", "uploadMs"}
+    phases = {"queuedMs", "firstByteMs", "fetchMs", "startMs", "handlerMs", "uploadMs", "removeMs"}
+    assert run["timings"].keys() == phases
     done = await runner.finished(run["id"])
     assert done.result == {"a": 1}
     timings = done.timings.model_dump()
