@@ -268,6 +268,8 @@ class Limits(Request):
     timeout_seconds: float | None = Field(None, gt=0, le=86_400)
     memory_bytes: int | None = Field(None, ge=16 * 1024 * 1024)
     processes: int | None = Field(None, ge=1)
+    disk_bytes: int | None = Field(None, ge=0)
+    cpu_seconds: int | None = Field(None, ge=1)
     file_bytes: int | None = Field(None, ge=0)
 
 
@@ -494,6 +496,14 @@ class Timings(Resource):
     remove_ms: int | None = None
 
 
+class Sandbox(Resource):
+    """How a run was confined: the level, the layers it consists of, and whether it had the network."""
+
+    level: str
+    layers: list[str]
+    network: bool
+
+
 class Run(Resource):
     """One execution, pinned to an artifact digest when it was accepted."""
 
@@ -515,6 +525,7 @@ class Run(Resource):
     attempts: int
     next_attempt_at: Timestamp | None = None
     timings: Timings
+    sandbox: Sandbox | None
     created_at: Timestamp
     created_by: str
     started_at: Timestamp | None

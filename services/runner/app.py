@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from aiohttp import web
 
@@ -21,12 +21,16 @@ from services.runner import routes, workflow_routes
 from services.runner.acceptance import Acceptance
 from services.runner.attempt import Workshop
 from services.runner.catalogue import Catalogue
+from services.runner.cells import CellKind, Cells
 from services.runner.compatibility import Runtimes
+from services.runner.events import EVENT_OVERHEAD_BYTES
 from services.runner.execution import Execution
 from services.runner.interrupts import Watch
 from services.runner.lifecycle import Lifecycle
+from services.runner.limits import Language
 from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
+from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
 from services.runner.scratch import Scratch
 from services.runner.settings import RunnerSettings
 from services.runner.store import JOURNAL_GUARD, RUNS_CHANNEL
@@ -114,7 +118,9 @@ class _Parts:
             )
             logs = RunLogs(pool, journal, objects)
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
-            workshop = Workshop(settings, pool, objects, scratch, runtimes, threads)
+            cells = await self._cells(runtimes, scratch, threads)
+            await stack.enter_async_context(cells.warmed())
+            workshop = Workshop(settings, pool, objects, cells, runtimes, threads)
             execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
@@ -133,6 +139,23 @@ class _Parts:
             await stack.enter_async_context(_serving(worker, self.stopping))
             await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), scratch))
             yield
+
+    async def _cells(self, runtimes: Runtimes, scratch: Scratch, threads: Executor) -> Cells:
+        settings = self._settings
+        bubblewrap = find_bubblewrap(settings.bubblewrap)
+        sandbox = await choose_sandbox(
+            settings.sandbox, settings.sandbox_minimum, bubblewrap, runtimes.program("python"), scratch
+        )
+        languages: tuple[Language, ...] = ("node", "python")
+        return Cells(
+            runtimes,
+            sandbox,
+            scratch,
+            threads,
+            kinds=tuple(CellKind(language, network=False, limits=settings.job_limits()) for language in languages),
+            warm=settings.concurrency if settings.warm is None else settings.warm,
+            max_event_bytes=settings.max_result_bytes + EVENT_OVERHEAD_BYTES,
+        )
 
 
 @contextlib.asynccontextmanager

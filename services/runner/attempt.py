@@ -15,27 +15,26 @@ from libs.common.manifest import Manifest
 from libs.common.models import Artifact, InputSource, Limits, Output, RunState
 from libs.common.objects import ObjectStore
 from services.runner import store
+from services.runner.cells import Cell, CellKind, Cells
 from services.runner.compatibility import Runtimes, read_runnable_manifest, require_platform, require_runtime
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
-from services.runner.events import EVENT_OVERHEAD_BYTES, dispatch
+from services.runner.events import dispatch
 from services.runner.fetching import Arrival, fetch_bundle, fetch_inputs, plan_inputs
 from services.runner.interrupts import Interrupts
+from services.runner.metering import Meter
 from services.runner.outputs import OutputLimits, find_outputs
 from services.runner.persistence import best_effort, persistently
-from services.runner.process import JobProcess, Listeners, ProcessLimits
-from services.runner.scratch import RunDirectory, Scratch
+from services.runner.process import Listeners
+from services.runner.sandbox.layers import Confinement
+from services.runner.scratch import RunDirectory
 from services.runner.settings import RunnerSettings
 from services.runner.store import Assignment, Timings
 from services.runner.supervision import Patience, Voice, supervise
 from services.runner.uploads import Uploads
 from services.runner.values import clean_text
 
-_HARNESSES = Path(__file__).parent / "harness"
-_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _PROGRESS_SECONDS = 0.25
 _SHOWN_PATHS = 5
-_V8_RESERVE_BYTES = 768 * 1024 * 1024
-"""Writable address space that V8 reserves for compiled code and thread stacks, and does not use."""
 
 Value = TypeVar("Value")
 
@@ -47,7 +46,7 @@ class Workshop:
     settings: RunnerSettings
     pool: Pool
     objects: ObjectStore
-    scratch: Scratch
+    cells: Cells
     runtimes: Runtimes
     threads: Executor
 
@@ -64,12 +63,16 @@ class Attempt:
         self._settings = workshop.settings
         self._assignment = assignment
         self._artifact = Artifact.model_validate(assignment.artifact)
-        self._limits = Limits.model_validate(assignment.limits)
+        limits = Limits.model_validate(assignment.limits)
+        self._timeout_seconds = limits.timeout_seconds or self._settings.timeout_seconds
+        given = limits.model_dump(exclude={"timeout_seconds"}, exclude_none=True)
+        self._limits = replace(self._settings.job_limits(), **given)
         self._log = log
         self._interrupts = interrupts
         self._begun = time.monotonic()
         self.timings = Timings()
         self.arrival = Arrival()
+        self.confinement: Confinement | None = None
 
     async def execute(self) -> Outcome:
         """See the run through. The directory is gone when this returns or raises AttemptInterrupted."""
@@ -78,103 +81,76 @@ class Attempt:
             if self._settings.platform_check:
                 require_platform(self._artifact.native)
             require_runtime(manifest, self._workshop.runtimes)
-            async with self._directory() as directory:
-                return await self._execute_in(directory, manifest)
+            async with self._cell(manifest) as cell:
+                return await self._execute_in(cell, manifest)
         except RunFailed as error:
             return Outcome.failed(error.kind, str(error), log_tail=error.log_tail)
 
     @contextlib.asynccontextmanager
-    async def _directory(self) -> AsyncIterator[RunDirectory]:
-        name = f"{self._assignment.id}-{self._assignment.attempts}"
-        context = self._workshop.scratch.run_directory(name, needed_bytes=self._artifact.unpacked_size)
+    async def _cell(self, manifest: Manifest) -> AsyncIterator[Cell]:
+        kind = CellKind(manifest.language, self._network(manifest), self._limits)
         try:
-            directory = await self._workshop.in_thread(context.__enter__)
+            cell = await self._workshop.cells.take(kind, self._artifact.unpacked_size)
         except OSError as error:
-            raise RunFailed("scratch", f"The run's directory could not be made: {error.strerror}.") from error
+            raise RunFailed("not_started", f"The job's process could not be started: {error.strerror}.") from error
+        self.confinement = cell.confinement
         try:
-            yield directory
+            yield cell
         finally:
             begun = time.monotonic()
-            await asyncio.shield(self._workshop.in_thread(context.__exit__, None, None, None))
+            await self._workshop.cells.remove(cell)
             self._note(remove_ms=_since(begun))
 
-    async def _execute_in(self, directory: RunDirectory, manifest: Manifest) -> Outcome:
+    def _network(self, manifest: Manifest) -> bool:
+        wanted = "network" in manifest.capabilities
+        if wanted and not self._settings.allow_network:
+            raise RunFailed(
+                "network_refused",
+                "The bundle's manifest asks for the capability “network”, which this runner gives to no job. Run it "
+                "where STOWAGE_RUNNER_ALLOW_NETWORK is true, or publish it without.",
+            )
+        return wanted
+
+    async def _execute_in(self, cell: Cell, manifest: Manifest) -> Outcome:
+        directory, process = cell.directory, cell.process
         voice = Voice(self._log)
-        process = await self._start(directory, manifest, voice)
-        try:
-            inputs = await self._fetch(directory)
-            entry = directory.bundle / manifest.entry
-            if not entry.is_file():
-                raise RunFailed("entry_missing", f"The bundle has no file {manifest.entry}, which its manifest names.")
-            self._note(fetch_ms=_since(self._begun))
-            if self._interrupts.reason is not None:
-                raise AttemptInterrupted
-            outcome = await self._supervise(process, voice, self._start_message(directory, entry, inputs))
-        finally:
-            await process.close()
+        inputs = await self._fetch(directory)
+        entry = directory.bundle / manifest.entry
+        if not entry.is_file():
+            raise RunFailed("entry_missing", f"The bundle has no file {manifest.entry}, which its manifest names.")
+        self._note(fetch_ms=_since(self._begun))
+        if self._interrupts.reason is not None:
+            raise AttemptInterrupted
+        maximum = self._settings.max_result_bytes
+        process.attend(
+            Listeners(
+                stdout=lambda line: voice.output("stdout", line),
+                stderr=lambda line: voice.output("stderr", line),
+                event=lambda line: dispatch(line, voice, max_result_bytes=maximum),
+            )
+        )
+        outcome = await self._supervise(cell, voice, self._start_message(cell, manifest.entry, inputs))
         if outcome.state is RunState.SUCCEEDED:
             outcome = replace(outcome, outputs=await self._collect(directory.outputs))
         return outcome
 
-    async def _start(self, directory: RunDirectory, manifest: Manifest, voice: Voice) -> JobProcess:
-        settings = self._settings
-        memory = self._limits.memory_bytes or settings.memory_bytes
-        runtimes = self._workshop.runtimes
-        if manifest.language == "node":
-            interpreter, data_bytes = runtimes.node, memory + _V8_RESERVE_BYTES
-            options = [f"--max-old-space-size={max(16, memory * 3 // 4 // 1024**2)}", str(_HARNESSES / "node.mjs")]
-        else:
-            interpreter, data_bytes = runtimes.python, memory
-            options = ["-I", "-S", "-X", "utf8", str(_HARNESSES / "python.py")]
-        try:
-            return await JobProcess.start(
-                [str(interpreter), *options],
-                directory=directory.bundle,
-                environment=self._environment(directory, interpreter),
-                marker=directory.marker,
-                limits=ProcessLimits(
-                    data_bytes=data_bytes,
-                    processes=self._limits.processes or settings.processes,
-                    file_bytes=settings.file_bytes if self._limits.file_bytes is None else self._limits.file_bytes,
-                    open_files=settings.open_files,
-                ),
-                listeners=Listeners(
-                    stdout=lambda line: voice.output("stdout", line),
-                    stderr=lambda line: voice.output("stderr", line),
-                    event=lambda line: dispatch(line, voice, max_result_bytes=settings.max_result_bytes),
-                ),
-                max_event_bytes=settings.max_result_bytes + EVENT_OVERHEAD_BYTES,
-            )
-        except OSError as error:
-            raise RunFailed("not_started", f"{interpreter.name} could not be started: {error.strerror}.") from error
-
-    def _environment(self, directory: RunDirectory, interpreter: Path) -> dict[str, str]:
-        """All that a job sees of the world. Nothing of the runner's own environment is in it."""
-        run = self._assignment
+    def _start_message(self, cell: Cell, entry: str, inputs: list[str]) -> dict[str, Any]:
+        run, inside = self._assignment, cell.interior
         return {
-            "PATH": f"{interpreter.parent}:{_SYSTEM_PATH}",
-            "HOME": str(directory.home),
-            "TMPDIR": str(directory.tmp),
-            "LANG": "C.UTF-8",
-            "TZ": "UTC",
-            "NODE_ENV": "production",
-            "STOWAGE_RUN_ID": run.id,
-            "STOWAGE_RUN_ATTEMPT": str(run.attempts),
-            "STOWAGE_BUNDLE": f"{run.slug}@{run.version}",
-            "STOWAGE_BUNDLE_DIGEST": run.digest,
-        }
-
-    def _start_message(self, directory: RunDirectory, entry: Path, inputs: dict[str, str]) -> dict[str, Any]:
-        run = self._assignment
-        return {
-            "entry": str(entry),
-            "root": str(directory.bundle),
+            "entry": f"{inside.bundle}/{entry}",
+            "root": inside.bundle,
             "parameters": run.parameters,
             "maxResultBytes": self._settings.max_result_bytes,
+            "environment": {
+                "STOWAGE_RUN_ID": run.id,
+                "STOWAGE_RUN_ATTEMPT": str(run.attempts),
+                "STOWAGE_BUNDLE": f"{run.slug}@{run.version}",
+                "STOWAGE_BUNDLE_DIGEST": run.digest,
+            },
             "context": {
-                "inputs": inputs,
-                "outputDir": str(directory.outputs),
-                "workDir": str(directory.tmp),
+                "inputs": {name: f"{inside.inputs}/{name}" for name in inputs},
+                "outputDir": inside.outputs,
+                "workDir": inside.tmp,
                 "run": {
                     "id": run.id,
                     "attempt": run.attempts,
@@ -184,8 +160,8 @@ class Attempt:
             },
         }
 
-    async def _fetch(self, directory: RunDirectory) -> dict[str, str]:
-        """Bring in bundle and inputs. When this returns, all of it was verified."""
+    async def _fetch(self, directory: RunDirectory) -> list[str]:
+        """Bring in bundle and inputs; the names of the inputs. When this returns, all of it was verified."""
         workshop, flag = self._workshop, self._interrupts.flag
         sources = {name: InputSource.model_validate(value) for name, value in self._assignment.inputs.items()}
         planned = await persistently(
@@ -203,17 +179,17 @@ class Attempt:
             "system",
             f"verified and unpacked {totals.digest}: {totals.files} files, {totals.unpacked_bytes} bytes",
         )
-        return await workshop.in_thread(fetch_inputs, workshop.objects, planned, directory.inputs, flag, arrival)
+        await workshop.in_thread(fetch_inputs, workshop.objects, planned, directory.inputs, flag, arrival)
+        return [item.name for item in planned]
 
-    async def _supervise(self, process: JobProcess, voice: Voice, start: dict[str, Any]) -> Outcome:
+    async def _supervise(self, cell: Cell, voice: Voice, start: dict[str, Any]) -> Outcome:
         settings = self._settings
-        patience = Patience(
-            self._limits.timeout_seconds or settings.timeout_seconds, settings.abort_seconds, settings.kill_seconds
-        )
+        patience = Patience(self._timeout_seconds, settings.abort_seconds, settings.kill_seconds)
+        meter = Meter(cell.process.ancestor, cell.directory, self._limits)
         begun = time.monotonic()
         reporting = asyncio.create_task(self._report(voice, begun))
         try:
-            return await supervise(process, voice, self._interrupts, patience, start)
+            return await supervise(cell.process, voice, self._interrupts, meter, patience, start)
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)

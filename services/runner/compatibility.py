@@ -11,6 +11,8 @@ from libs.common.manifest import Manifest, read_manifest
 from libs.common.models import Artifact, NativeFile
 from libs.common.native import Platform, host_platform
 from services.runner.endings import RunFailed
+from services.runner.limits import Language
+from services.runner.sandbox.layers import Program
 
 _NODE = re.compile(r"node(?:js)?-?(\d+)?(?:[.x-].*)?")
 _PYTHON = re.compile(r"python-?(?:(\d+)(?:\.(\d+))?)?(?:\..*)?")
@@ -24,15 +26,23 @@ class Runtimes:
     node_version: str
     python: Path
     python_version: str
+    python_prefix: Path
 
     @classmethod
     async def find(cls, node: Path, python: Path) -> "Runtimes":
         """Ask the interpreters for their versions. RuntimeError naming the one that can't be started."""
-        node_version, python_version = await asyncio.gather(
+        node_version, python_found = await asyncio.gather(
             _output(node, "--version"),
-            _output(python, "-I", "-S", "-c", "import platform; print(platform.python_version())"),
+            _output(
+                python, "-I", "-S", "-c", "import platform, sys; print(platform.python_version(), sys.base_prefix)"
+            ),
         )
-        return cls(node, node_version.removeprefix("v"), python, python_version)
+        python_version, _, prefix = python_found.partition(" ")
+        return cls(node, node_version.removeprefix("v"), python, python_version, Path(prefix))
+
+    def program(self, language: Language) -> Program:
+        """The interpreter of a language."""
+        return Program(self.node) if language == "node" else Program(self.python, (self.python_prefix,))
 
 
 def read_runnable_manifest(artifact: Artifact) -> Manifest:

@@ -14,6 +14,7 @@ from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
 from services.runner.persistence import persistently
 from services.runner.retries import seconds_to_next_attempt
+from services.runner.sandbox.layers import Confinement
 from services.runner.store import Assignment, Ending, Timings
 from services.runner.uploads import Uploads
 from services.runner.worker import Stopping
@@ -75,7 +76,7 @@ class Execution:
 
     async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> float | None:
         run = leased.assignment
-        timings = Timings()
+        timings, confinement = Timings(), None
         match leased.verdict:
             case Verdict.EXECUTE:
                 bundle = f"{run.slug}@{run.version} r{run.revision} {run.digest}"
@@ -89,7 +90,7 @@ class Execution:
                     outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
                 finally:
                     self._metrics.attempted(run, attempt.timings, attempt.arrival.received_bytes)
-                timings = attempt.timings
+                timings, confinement = attempt.timings, attempt.confinement
                 if (seconds := await self._try_again(run, outcome, timings, log)) is not None:
                     return seconds
             case Verdict.CANCEL:
@@ -102,7 +103,7 @@ class Execution:
                     "down with it.",
                     state=RunState.LOST,
                 )
-        await self._finish(leased, outcome, timings, log)
+        await self._finish(leased, outcome, timings, confinement, log)
         return None
 
     async def _try_again(self, run: Assignment, outcome: Outcome, timings: Timings, log: JournalWriter) -> float | None:
@@ -143,7 +144,9 @@ class Execution:
         _log.info("run_handed_back", run=run.id, attempt=run.attempts)
         return 0.0
 
-    async def _finish(self, leased: Leased, outcome: Outcome, timings: Timings, log: JournalWriter) -> None:
+    async def _finish(
+        self, leased: Leased, outcome: Outcome, timings: Timings, confinement: Confinement | None, log: JournalWriter
+    ) -> None:
         run, error = leased.assignment, outcome.error
         log.write(
             "system",
@@ -158,6 +161,7 @@ class Execution:
             error.model_dump(mode="json", by_alias=True) if error else None,
             timings,
             log_key,
+            confinement.as_record() if confinement else None,
         )
         finished = await persistently(
             lambda: self._lifecycle.finish(run, ending, outcome.outputs), what="finish", run_id=run.id

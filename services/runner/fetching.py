@@ -113,9 +113,8 @@ def fetch_inputs(
     directory: Path,
     interrupted: threading.Event,
     arrival: Arrival,
-) -> dict[str, str]:
-    """Write the inputs below `directory`, each verified; returns the absolute path of each by name. Blocks."""
-    paths = {}
+) -> None:
+    """Write each input to `directory/<name>`, verified. Blocks."""
     for item in planned:
         root = directory / item.name
         for output, relative in item.files:
@@ -124,8 +123,6 @@ def fetch_inputs(
             target = root / relative if item.is_directory else root
             target.parent.mkdir(parents=True, exist_ok=True)
             _fetch_output(objects, item, output, target, arrival)
-        paths[item.name] = str(root)
-    return paths
 
 
 def _fetch_output(

@@ -135,7 +135,8 @@ _FINISH = """
     WITH finished AS (
         UPDATE runner.runs
         SET state = $3::text::runner.run_state, result = $4, error = $5, first_byte_ms = $6, fetch_ms = $7,
-            start_ms = $8, handler_ms = $9, upload_ms = $10, remove_ms = $11, log_key = $12, finished_at = now()
+            start_ms = $8, handler_ms = $9, upload_ms = $10, remove_ms = $11, log_key = $12,
+            sandbox = $13, finished_at = now()
         WHERE id = $1 AND lease = $2 AND state IN ('queued', 'starting', 'running')
         RETURNING id, attempts
     ), ended AS (
@@ -163,6 +164,7 @@ async def finish_run(connection: Connection, run_id: str, lease: UUID, ending: E
         timings.upload_ms,
         timings.remove_ms,
         ending.log_key,
+        ending.sandbox,
     )
     return finished is not None
 

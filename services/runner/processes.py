@@ -1,4 +1,4 @@
-"""Processes that are told by their environment."""
+"""Other processes: who descends from whom, and those that are told by their environment."""
 
 import contextlib
 import os
@@ -8,6 +8,32 @@ from pathlib import Path
 
 _ROUNDS = 20
 _PAUSE_SECONDS = 0.01
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of all threads of a process; none where it has ended."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in _names(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_bytes().split())
+    return found
+
+
+def count_tasks(uid: int) -> int:
+    """Threads and processes of a user, as RLIMIT_NPROC counts them. Blocks some milliseconds."""
+    count = 0
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and entry.stat().st_uid == uid:
+                    count += len(_names(f"{entry.path}/task"))
+    return count
+
+
+def _names(directory: str) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries]
 
 
 def kill_strays(marker: str) -> int:

@@ -1,6 +1,6 @@
 """From records to the shapes on the wire."""
 
-from libs.common.models import Failure, InputSource, Run, Step, Timings, WorkflowRun
+from libs.common.models import Failure, InputSource, Run, Sandbox, Step, Timings, WorkflowRun
 from services.runner.store import RunRecord
 from services.runner.workflow_store import StepRecord
 from services.runner.workflows import WorkflowRunView
@@ -35,6 +35,7 @@ def run_resource(record: RunRecord) -> Run:
             upload_ms=record.upload_ms,
             remove_ms=record.remove_ms,
         ),
+        sandbox=Sandbox.model_validate(record.sandbox) if record.sandbox else None,
         created_at=record.created_at,
         created_by=record.created_by,
         started_at=record.started_at,

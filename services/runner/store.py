@@ -68,6 +68,7 @@ class RunRecord:
     handler_ms: int | None
     upload_ms: int | None
     remove_ms: int | None
+    sandbox: dict[str, Any] | None
     log_key: str | None
     next_attempt_at: datetime | None
     created_at: datetime
@@ -142,6 +143,7 @@ class Ending:
     error: dict[str, Any] | None
     timings: Timings
     log_key: str | None
+    sandbox: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,8 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
 
 _SHOWN = """
     id, state, slug, version, revision, digest, job, workflow_run_id, step, parameters, inputs, result, error, progress,
-    progress_message, attempts, queued_ms, first_byte_ms, fetch_ms, start_ms, handler_ms, upload_ms, remove_ms, log_key,
-    next_attempt_at, created_at, created_by, started_at, finished_at
+    progress_message, attempts, queued_ms, first_byte_ms, fetch_ms, start_ms, handler_ms, upload_ms, remove_ms, sandbox,
+    log_key, next_attempt_at, created_at, created_by, started_at, finished_at
 """
 
 _GET = f"SELECT {_SHOWN} FROM runner.runs WHERE id = $1"  # noqa: S608  # a constant

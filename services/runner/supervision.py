@@ -13,6 +13,7 @@ from libs.common.models import RunState
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import Failed, Returned, Verdict
 from services.runner.interrupts import Interrupt, Interrupts
+from services.runner.metering import Meter
 from services.runner.process import JobProcess
 from services.runner.values import clean_text
 
@@ -27,6 +28,7 @@ _HINTS = {
     ),
     signal.SIGKILL: " That often means that the machine had no memory left.",
     signal.SIGXFSZ: " It wrote to a file that is larger than its limit.",
+    signal.SIGXCPU: " It used more CPU time than its limit, “cpuSeconds”.",
 }
 
 
@@ -45,7 +47,6 @@ class Voice:
     def __init__(self, log: JournalWriter) -> None:
         self._log = log
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self.is_ready = asyncio.Event()
         self.has_started = asyncio.Event()
         self.started_at: float | None = None
         self.ended_at: float | None = None
@@ -60,7 +61,7 @@ class Voice:
         self._write(source, "info", text, None)
 
     def ready(self) -> None:
-        self.is_ready.set()
+        return
 
     def started(self) -> None:
         if self.started_at is None:
@@ -97,37 +98,52 @@ class _End(Enum):
 
 
 async def supervise(
-    process: JobProcess, voice: Voice, interrupts: Interrupts, patience: Patience, start: dict[str, Any]
+    process: JobProcess,
+    voice: Voice,
+    interrupts: Interrupts,
+    meter: Meter,
+    patience: Patience,
+    start: dict[str, Any],
 ) -> Outcome:
     """Let the job begin, and wait for its end. Closes the process.
 
     RunFailed with what went wrong, AttemptInterrupted when this attempt is of no more use.
     """
     process.send(start)
-    end = await _wait(process, voice, interrupts, patience)
+    end = await _wait(process, voice, interrupts, meter, patience)
     if interrupts.lost:
         await process.close()
         raise AttemptInterrupted
     code = await process.close()
     if end is _End.CANCELLED and interrupts.reason is not Interrupt.CANCEL:
         raise AttemptInterrupted
+    if isinstance(end, RunFailed):
+        end.log_tail = voice.tail
+        raise end
     return _judge(end, code, voice, patience)
 
 
-async def _wait(process: JobProcess, voice: Voice, interrupts: Interrupts, patience: Patience) -> _End:
-    """Wait for the job's end, or bring it about."""
+async def _wait(
+    process: JobProcess, voice: Voice, interrupts: Interrupts, meter: Meter, patience: Patience
+) -> _End | RunFailed:
+    """Wait for the job's end, or bring it about; RunFailed where it took more than it may."""
+    excess = asyncio.create_task(meter.excess())
     waits = {
         "process": asyncio.create_task(process.ended()),
         "verdict": asyncio.create_task(voice.has_ended.wait()),
         "interrupt": asyncio.create_task(interrupts.wait()),
+        "excess": excess,
     }
     try:
         await asyncio.wait(waits.values(), timeout=patience.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         if process.has_ended or voice.verdict is not None:
             # It has said how it ended; what it printed before may still be on its way.
             if not await process.ended(_LEAVE_SECONDS):
-                process.signal(signal.SIGKILL)
+                process.kill()
             return _End.BY_ITSELF
+        if excess.done():
+            process.kill()
+            return excess.result()
         if interrupts.reason is None:
             await _bring_down(process, interrupts, patience, "the run's time is over")
             return _End.TIMED_OUT
@@ -145,10 +161,10 @@ async def _bring_down(process: JobProcess, interrupts: Interrupts, patience: Pat
         process.send({"abort": reason})
         if await process.ended(patience.abort_seconds):
             return
-        process.signal(signal.SIGTERM)
+        process.terminate()
         if await process.ended(patience.kill_seconds):
             return
-    process.signal(signal.SIGKILL)
+    process.kill()
 
 
 def _judge(end: _End, code: int, voice: Voice, patience: Patience) -> Outcome:

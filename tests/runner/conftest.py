@@ -25,11 +25,15 @@ async def registry(shared_backend: Backend) -> AsyncIterator[RunningRegistry]:
 
 @pytest.fixture(scope="module")
 async def shared_runner(
-    shared_backend: Backend, registry: RunningRegistry, tmp_path_factory: pytest.TempPathFactory
+    shared_backend: Backend,
+    registry: RunningRegistry,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[RunningRunner]:
-    """A runner that is up. It leaves nothing in its scratch directory."""
+    """A runner that is up, with the module's `RUNNER_SETTINGS`. It leaves nothing in its scratch directory."""
     scratch = tmp_path_factory.mktemp("runner") / "scratch"
-    async with running_runner(shared_backend, registry, scratch) as running:
+    settings = getattr(request.module, "RUNNER_SETTINGS", {})
+    async with running_runner(shared_backend, registry, scratch, **settings) as running:
         yield running
     assert list(scratch.iterdir()) == []
 

@@ -22,6 +22,9 @@ from services.runner.settings import RunnerSettings
 from tests.backend import Backend
 from tests.registry.running import Answer, RunningRegistry, make_token
 
+OPEN = {"sandbox": "limits", "sandbox_minimum": "limits"}
+"""Settings with which jobs may touch the machine: for tests that look at what a job did outside its directory."""
+
 _CHECKS = ("database", "bucket", "queue")
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,8 +91,8 @@ class RunningRunner:
                 await asyncio.sleep(0.02)
 
     def left_in_scratch(self) -> list[str]:
-        """What is below the scratch directory, other than what belongs to the runner itself."""
-        return sorted(str(path.relative_to(self.scratch)) for path in self.scratch.glob("runner-*/*"))
+        """What runs have left below the scratch directory; cells that wait for a run are empty."""
+        return sorted(str(path.relative_to(self.scratch)) for path in self.scratch.glob("runner-*/*/*/*"))
 
     async def audit(self, subject: str) -> list[dict[str, Any]]:
         """What the trail says of a subject, oldest first."""

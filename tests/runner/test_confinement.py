@@ -48,15 +48,13 @@ async def test_the_environment_holds_what_is_meant_and_nothing_of_the_service(
     run = await runner.run()
     assert run.state is RunState.SUCCEEDED, run.error
     environment = run.result["environment"]
-    assert set(environment) <= _ALLOWED | {"LC_CTYPE"}
+    assert set(environment) <= _ALLOWED | {"LC_CTYPE", "PWD"}
     assert set(environment) >= _ALLOWED
     assert (environment["TZ"], environment["NODE_ENV"]) == ("UTC", "production")
     assert (environment["STOWAGE_RUN_ID"], environment["STOWAGE_BUNDLE_DIGEST"]) == (run.id, digest)
-    root = f"{runner.scratch}/runner-"
-    assert environment["HOME"].startswith(root)
-    assert environment["TMPDIR"].startswith(root)
-    assert run.result["cwd"].endswith("/bundle")
-    assert run.result["argv"][0].endswith(("/bundle/main.mjs", "/bundle/main.py"))
+    assert (environment["HOME"], environment["TMPDIR"]) == ("/job/home", "/tmp")
+    assert run.result["cwd"] == "/job/bundle"
+    assert run.result["argv"][0] in ("/job/bundle/main.mjs", "/job/bundle/main.py")
     assert "leak" not in json.dumps(run.result)
     assert not [place for place in run.result.get("path", []) if "site-packages" in place or "/work" in place]
 
@@ -85,7 +83,7 @@ async def test_a_job_has_a_session_and_group_of_its_own(registry: RunningRegistr
     code = "import os\ndef handler(context): return [os.getpid(), os.getpgid(0), os.getsid(0)]"
     await publish(registry, python(code))
     pid, group, session = (await runner.run()).result
-    assert pid == group == session
+    assert pid != group == session
 
 
 _LIMITS = """
@@ -105,7 +103,7 @@ async def test_limits_come_from_settings_and_jobs_may_set_their_own(
         "RLIMIT_CORE": [0, 0],
         "RLIMIT_FSIZE": [8 * 2**30] * 2,
         "RLIMIT_NOFILE": [4096] * 2,
-        "RLIMIT_NPROC": [2048] * 2,
+        "RLIMIT_NPROC": [512] * 2,
         "RLIMIT_DATA": [2 * 2**30] * 2,
     }
     limits = Limits(memory_bytes=256 * 2**20, processes=300, file_bytes=1000)
@@ -137,7 +135,7 @@ async def test_a_node_job_that_wants_too_much_memory_crashes_alone(
         run = await runner.finished(run.id)
         assert run.state is RunState.FAILED
         assert run.error is not None
-        assert run.error.type in ("crashed", "RangeError", "no_result"), run.error
+        assert run.error.type in ("crashed", "memory_exceeded", "RangeError", "no_result"), run.error
 
 
 async def test_a_small_node_job_runs_within_the_least_memory(registry: RunningRegistry, runner: RunningRunner) -> None:

@@ -10,7 +10,9 @@ import pytest
 from libs.common.models import RunState
 from tests.registry.running import RunningRegistry
 from tests.runner.bundles import node, publish, python
-from tests.runner.running import RunningRunner, alive
+from tests.runner.running import OPEN, RunningRunner, alive
+
+RUNNER_SETTINGS = OPEN  # jobs leave marks for the tests
 
 _STUBBORN_NODE = node("""
     import { spawn } from 'node:child_process';

@@ -22,7 +22,7 @@ from services.runner.store import JOURNAL_GUARD, Ending, Timings
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
-from tests.runner.running import RunnerProcess, RunningRunner, alive, runner_process, running_runner
+from tests.runner.running import OPEN, RunnerProcess, RunningRunner, alive, runner_process, running_runner
 
 _CODE = """
     import fs from 'node:fs';
@@ -116,11 +116,11 @@ async def test_outputs_of_a_runner_that_is_killed_while_it_uploads_are_swept(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.runner.app._TIDY_SECONDS", 0.5)
-    async with runner_process(own, own_registry, tmp_path / "a", lease_seconds=2) as first:
+    async with runner_process(own, own_registry, tmp_path / "a", lease_seconds=2, **OPEN) as first:
         run = await first.start(parameters={"files": 400})
         await _until(lambda: _has_keys(own, run.id, 1))
         await first.kill()
-    async with running_runner(own, own_registry, tmp_path / "b", lease_seconds=2) as other:
+    async with running_runner(own, own_registry, tmp_path / "b", lease_seconds=2, **OPEN) as other:
         await other.finished(run.id)
         await _until(lambda: _settled(own, run.id, 2))
         await _assert_outputs(other, run.id, b"of 2", 400)
@@ -130,7 +130,7 @@ async def test_outputs_of_a_runner_that_is_killed_while_it_uploads_are_swept(
 async def test_who_lost_the_lease_can_neither_log_nor_archive_nor_finish(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
-    async with running_runner(own, own_registry, tmp_path / "scratch") as runner:
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN) as runner:
         run = await runner.run()
         await own.fetch(
             "UPDATE runner.runs SET state = 'queued', attempts = 0, lease = NULL, finished_at = NULL, log_key = NULL "
@@ -183,8 +183,8 @@ async def _two(
 ) -> AsyncIterator[tuple[RunnerProcess, RunnerProcess]]:
     """Two runners with leases of two seconds."""
     async with (
-        runner_process(own, registry, place / "sleeper", lease_seconds=2) as sleeper,
-        runner_process(own, registry, place / "other", lease_seconds=2) as other,
+        runner_process(own, registry, place / "sleeper", lease_seconds=2, **OPEN) as sleeper,
+        runner_process(own, registry, place / "other", lease_seconds=2, **OPEN) as other,
     ):
         yield sleeper, other
 

@@ -8,7 +8,6 @@ import pytest
 from libs.common.client import RunnerClient
 from libs.common.models import InputSource, RunState
 from libs.common.objects import output_key, run_log_prefix
-from libs.common.removal import remove_tree
 from tests.registry.running import RunningRegistry
 from tests.runner.bundles import node, publish, python
 from tests.runner.running import RunningRunner
@@ -130,34 +129,6 @@ async def test_only_regular_files_are_outputs(registry: RunningRegistry, runner:
     assert [output.path for output in await runner.client.outputs(run.id)] == ["real"]
     log = await runner.log(run.id)
     assert "3 outputs were left out, since they are no regular files: directory, link, pipe" in log
-
-
-@pytest.mark.parametrize(
-    "trick",
-    [
-        "os.rmdir(out); os.symlink(place, out)",
-        "os.rename(root, root + '.moved'); os.symlink(place, root); os.makedirs(place + '/outputs')",
-    ],
-)
-async def test_nothing_is_taken_from_where_a_job_makes_its_outputs_point(
-    registry: RunningRegistry, runner: RunningRunner, tmp_path: Path, trick: str
-) -> None:
-    (tmp_path / "secret").write_text("secret")
-    code = f"""
-        import os
-        def handler(context):
-            out = context.output_dir
-            root, place = os.path.dirname(out), {str(tmp_path)!r}
-            {trick}
-    """
-    await publish(registry, python(code))
-    run = await runner.run()
-    assert run.error is not None
-    assert run.error.type == "output_unreadable"
-    assert runner.backend.keys(f"outputs/{run.id}/") == []
-    assert (tmp_path / "secret").read_text() == "secret"
-    for moved in runner.scratch.glob("runner-*/*.moved"):
-        remove_tree(moved)
 
 
 async def test_large_outputs_go_up_in_parts_and_come_down_whole(

@@ -138,7 +138,7 @@ async def test_the_context_has_what_a_handler_needs(
     run = await runner.run()
     result = run.result
     assert result["run"] == {"id": run.id, "attempt": 1, "bundle": "hello@1.0.0", "digest": digest}
-    assert result["outputDir"].endswith(f"/{run.id}-1/outputs")
+    assert result["outputDir"] == "/job/outputs"
     assert result["workDir"].endswith(f"/{run.id}-1/tmp")
     assert (result["inputs"], result["aborted"]) == ({}, False)
     assert "gives no secrets" in result["secret"]

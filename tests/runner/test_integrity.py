@@ -14,7 +14,9 @@ from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.bundles import bundle
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish, python
-from tests.runner.running import RunningRunner, running_runner
+from tests.runner.running import OPEN, RunningRunner, running_runner
+
+RUNNER_SETTINGS = OPEN  # jobs leave marks for the tests
 
 _MACHO = bytes.fromhex("cffaedfe0c000001000000000600000000000000000000000000000000000000") + bytes(64)
 
@@ -91,7 +93,7 @@ async def test_without_the_bucket_a_run_fails_rather_than_finding_code_elsewhere
     marker = tmp_path / "marker"
     async with running_registry(own_backend) as registry:
         await publish(registry, _marking(marker))
-        async with running_runner(own_backend, registry, tmp_path / "scratch") as runner:
+        async with running_runner(own_backend, registry, tmp_path / "scratch", **OPEN) as runner:
             assert (await runner.run()).result == "ran"
             marker.unlink()
         async with running_runner_without_bucket(own_backend, registry, tmp_path / "scratch") as runner:
@@ -146,7 +148,7 @@ async def test_with_the_check_switched_off_the_loader_complains_instead(own_back
     """
     async with (
         running_registry(own_backend) as registry,
-        running_runner(own_backend, registry, tmp_path / "scratch", platform_check=False) as runner,
+        running_runner(own_backend, registry, tmp_path / "scratch", platform_check=False, **OPEN) as runner,
     ):
         await publish(registry, node(code, files={"native/duckdb.node": _MACHO}))
         run = await runner.run()

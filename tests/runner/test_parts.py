@@ -16,8 +16,8 @@ from libs.common.native import Platform
 from services.runner.compatibility import package_of, require_platform
 from services.runner.endings import RunFailed
 from services.runner.events import Failed, Returned, Verdict, dispatch
+from services.runner.lines import LineReader
 from services.runner.outputs import content_type_of
-from services.runner.process import _LineReader
 from services.runner.scratch import Scratch, ScratchError, _make_private
 from services.runner.templates import TemplateError, render
 from services.runner.values import UnstorableValue, clean_text, clean_value, parse_json, require_storable
@@ -128,7 +128,7 @@ async def test_lines_come_out_whatever_the_chunks_and_never_too_long() -> None:
         cut: list[bytes] = []
         dropped: list[bytes] = []
         for lines, is_cut in ((cut, True), (dropped, False)):
-            reader = _LineReader(lines.append, 10, cut=is_cut)
+            reader = LineReader(lines.append, 10, cut=is_cut)
             for start in range(0, len(data), size):
                 reader.data_received(data[start : start + size])
             reader.connection_lost(None)
@@ -218,7 +218,7 @@ def test_scratch_sweeps_what_dead_runners_left_and_nothing_else(tmp_path: Path) 
 
 def test_a_run_directory_is_gone_whatever_is_in_it_and_however_it_ends(tmp_path: Path) -> None:
     scratch = Scratch.open(tmp_path)
-    with pytest.raises(KeyError), scratch.run_directory("run_1-1", needed_bytes=0) as run:
+    with pytest.raises(KeyError), scratch.run_directory("run_1-1") as run:
         (run.bundle / "locked").mkdir()
         (run.bundle / "locked" / "file").touch()
         (run.bundle / "locked").chmod(0)
@@ -230,7 +230,7 @@ def test_a_run_directory_is_gone_whatever_is_in_it_and_however_it_ends(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_setting_runs_live_on_tmpfs_where_there_is_room(
+def test_without_a_setting_bundles_live_on_tmpfs_where_there_is_room_and_all_else_on_the_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tmpfs, temporary = tmp_path / "shm", tmp_path / "tmp"
@@ -239,11 +239,12 @@ def test_without_a_setting_runs_live_on_tmpfs_where_there_is_room(
     monkeypatch.setattr("services.runner.scratch._TMPFS", tmpfs)
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     scratch = Scratch.open(None)
-    with scratch.run_directory("a-1", needed_bytes=1000) as run:
-        assert run.root.is_relative_to(tmpfs)
-        assert run.root.parent.parent.stat().st_mode & 0o777 == 0o700
-    with scratch.run_directory("b-1", needed_bytes=10**18) as run:
-        assert run.root.is_relative_to(temporary)
+    with scratch.run_directory("a-1", bundle_bytes=1000) as run:
+        assert run.bundle.is_relative_to(tmpfs)
+        assert run.bundle.parent.parent.stat().st_mode & 0o777 == 0o700
+        assert run.outputs.is_relative_to(temporary)
+    with scratch.run_directory("b-1", bundle_bytes=10**18) as run:
+        assert run.bundle.is_relative_to(temporary)
     scratch.close()
     assert list(tmpfs.iterdir()) == list(temporary.iterdir()) == []
 

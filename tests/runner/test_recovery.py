@@ -17,7 +17,7 @@ from services.runner.lifecycle import Leased, Lifecycle, Verdict
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
-from tests.runner.running import RunnerProcess, RunningRunner, alive, runner_process, running_runner
+from tests.runner.running import OPEN, RunnerProcess, RunningRunner, alive, runner_process, running_runner
 
 _SLOW = """
     import fs from 'node:fs';
@@ -104,7 +104,7 @@ async def test_a_run_that_takes_its_runner_down_every_time_is_lost(
 async def test_a_cancel_that_the_killed_runner_did_not_see_is_not_forgotten(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
-    async with running_runner(own, own_registry, tmp_path / "other", lease_seconds=2) as other:
+    async with running_runner(own, own_registry, tmp_path / "other", **OPEN, lease_seconds=2) as other:
         async with _runner_process(own, own_registry, tmp_path / "scratch") as first:
             await _pause(other)
             run = await first.start(parameters={"trace": str(tmp_path / "trace"), "fastFrom": 9})
@@ -162,7 +162,7 @@ async def test_connections_that_are_cut_are_replaced_and_runs_go_on(
         }
     """
     await publish(own_registry, node(code, slug="chatty"), "chatty")
-    async with running_runner(own, own_registry, tmp_path / "scratch", lease_seconds=3) as runner:
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN, lease_seconds=3) as runner:
         runs = [await runner.start("chatty@latest") for _ in range(6)]
         cutting = asyncio.create_task(_cut_connections(own, seconds=6))
         for run in runs:
@@ -181,7 +181,7 @@ async def test_connections_that_are_cut_are_replaced_and_runs_go_on(
 async def test_a_runner_that_lost_its_lease_lets_go_and_records_nothing(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
-    async with running_runner(own, own_registry, tmp_path / "scratch") as runner:
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN) as runner:
         run = await runner.start(parameters={"trace": str(tmp_path / "trace"), "fastFrom": 9})
         await runner.logged(run.id, "attempt 1 pid")
         pid = await _pid(runner, run.id)
@@ -202,7 +202,7 @@ async def test_a_runner_that_lost_its_lease_lets_go_and_records_nothing(
 async def test_a_lease_that_is_asked_for_twice_begins_one_attempt_and_another_begins_the_next(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
-    async with running_runner(own, own_registry, tmp_path / "scratch") as runner:
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN) as runner:
         run = await runner.run(parameters={"trace": str(tmp_path / "trace"), "fastFrom": 1})
     await own.fetch(
         "UPDATE runner.runs SET state = 'queued', attempts = 0, max_attempts = 2, finished_at = NULL, log_key = NULL "
@@ -234,8 +234,8 @@ async def test_two_runners_share_the_queue_and_no_run_is_executed_twice(
     await publish(own_registry, node(code, slug="once"), "once")
     trace = tmp_path / "trace"
     async with (
-        running_runner(own, own_registry, tmp_path / "a") as one,
-        running_runner(own, own_registry, tmp_path / "b") as two,
+        running_runner(own, own_registry, tmp_path / "a", **OPEN) as one,
+        running_runner(own, own_registry, tmp_path / "b", **OPEN) as two,
     ):
         runs = await asyncio.gather(
             *(runner.start("once@latest", parameters={"trace": str(trace)}) for runner in (one, two) * 10)
@@ -257,7 +257,7 @@ async def test_twenty_runs_go_side_by_side_where_the_settings_say_so(
     """
     await publish(own_registry, node(code, slug="together"), "together")
     (tmp_path / "place").mkdir()
-    async with running_runner(own, own_registry, tmp_path / "scratch", concurrency=20) as runner:
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN, concurrency=20) as runner:
         parameters = {"place": str(tmp_path / "place")}
         runs = [await runner.start("together@latest", parameters=parameters) for _ in range(20)]
         for run in runs:
@@ -268,7 +268,7 @@ async def test_twenty_runs_go_side_by_side_where_the_settings_say_so(
 def _runner_process(
     backend: Backend, registry: RunningRegistry, scratch: Path, **settings: object
 ) -> contextlib.AbstractAsyncContextManager[RunnerProcess]:
-    return runner_process(backend, registry, scratch, **{"lease_seconds": 2, "drain_seconds": 0, **settings})
+    return runner_process(backend, registry, scratch, **{**OPEN, "lease_seconds": 2, "drain_seconds": 0, **settings})
 
 
 async def _pause(runner: RunningRunner) -> None:

@@ -28,7 +28,7 @@ from services.runner.retries import seconds_to_next_attempt
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
-from tests.runner.running import RunningRunner, runner_process, running_runner
+from tests.runner.running import OPEN, RunningRunner, runner_process, running_runner
 
 _CODE = """
     export async function handler({ parameters, run }) {
@@ -157,11 +157,11 @@ async def test_a_job_that_is_not_tried_again_after_its_runner_was_lost_is_lost(
 ) -> None:
     async with _own(servers) as (own, registry):
         await registry.client.put_job("once", JobDefinition(bundle="hello@latest", retry=RetryPolicy(on=[])))
-        async with runner_process(own, registry, tmp_path / "a", lease_seconds=2) as first:
+        async with runner_process(own, registry, tmp_path / "a", lease_seconds=2, **OPEN) as first:
             run = await first.client.start_run(RunRequest(job="once", parameters={"from": 9, "hang": True}))
             await first.in_state(run.id, "running")
             await first.kill()
-        async with running_runner(own, registry, tmp_path / "b", lease_seconds=2) as second:
+        async with running_runner(own, registry, tmp_path / "b", lease_seconds=2, **OPEN) as second:
             done = await second.finished(run.id)
             assert (done.state, done.attempts) == (RunState.LOST, 1)
             assert [attempt["state"] for attempt in await _attempts(second, run.id)] == ["lost"]

@@ -1,6 +1,7 @@
 // Runs one handler: node node.mjs CONTROL_FD EVENT_FD
 //
-// Control, a JSON object a line: first {entry, parameters, context, maxResultBytes}, later perhaps {abort: reason}.
+// Control, a JSON object a line: first {entry, parameters, context, environment,
+// maxResultBytes}, later perhaps {abort: reason}.
 // Events, a JSON object a line: ready, started, log, progress, update, and at last result or error.
 // The process waits for its first control line before it imports anything of the bundle's. When the control channel
 // closes, the runner is gone, and the whole process group ends.
@@ -155,6 +156,7 @@ function findHandler(module) {
 
 async function run(start) {
   process.argv[1] = start.entry;
+  Object.assign(process.env, start.environment);
   let module;
   try {
     module = await import(pathToFileURL(start.entry).href);

@@ -1,6 +1,7 @@
 """Runs one handler: python -I -S python.py CONTROL_FD EVENT_FD
 
-Control, a JSON object a line: first {entry, root, parameters, context, maxResultBytes}, later perhaps {abort: reason}.
+Control, a JSON object a line: first {entry, root, parameters, context, environment,
+maxResultBytes}, later perhaps {abort: reason}.
 Events, a JSON object a line: ready, started, log, progress, update, and at last result or error.
 The process waits for its first control line before it imports anything of the bundle's. When the control channel
 closes, the runner is gone, and the whole process group ends.
@@ -170,6 +171,7 @@ def runner_gone() -> NoReturn:
 
 
 def run(start: dict[str, Any], events: Events, abortion: Signal) -> int:
+    os.environ.update(start["environment"])
     handler = getattr(load(start["entry"], start["root"]), "handler", None)
     if not callable(handler):
         return refuse(events, "no_handler", "the entry defines no function “handler”. Define one.")

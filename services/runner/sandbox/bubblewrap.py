@@ -1,0 +1,106 @@
+"""Confinement by namespaces, set up by bubblewrap: a job sees the system's programs and its own directory alone."""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.runner.sandbox import seccomp
+from services.runner.sandbox.layers import HARNESSES, Confinement, Handshake, Interior, Level, Program, Wrapped
+from services.runner.scratch import RunDirectory
+
+_ROOT = "/job"
+_UID = "1000"
+_SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_READ_ONLY = ("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+_FOR_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf")
+_SHARED_MEMORY_BYTES = 64 * 1024 * 1024
+_USERS = f"job:x:{_UID}:{_UID}:job:{_ROOT}/home:/usr/sbin/nologin\n".encode()
+_SOCKETS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)  # what they reach, the network namespace decides
+
+
+class Bubblewrap:
+    """Own user, PID, IPC, UTS, cgroup and mount namespaces, and a network namespace unless the run may use the net."""
+
+    level = Level.BUBBLEWRAP
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+        self._system = [argument for path in map(Path, _SYSTEM) for argument in _system_directory(path)]
+
+    def confinement(self, *, network: bool) -> Confinement:
+        """All of it."""
+        layers = ["user-namespace", "pid-namespace", "mount-namespace", "ipc-namespace", "uts-namespace"]
+        layers += [] if network else ["network-namespace"]
+        layers += ["no-capabilities", "no-new-privs", *(["seccomp"] if seccomp.is_supported() else []), "rlimits"]
+        return Confinement(self.level, tuple(layers), network)
+
+    def interior(self, program: Program, _directory: RunDirectory) -> Interior:
+        """The same for every job, whatever the machine looks like."""
+        interpreter = str(program.interpreter) if program.support else f"{_ROOT}/bin/{program.interpreter.name}"
+        return Interior(
+            interpreter=interpreter,
+            harnesses=f"{_ROOT}/harness",
+            bundle=f"{_ROOT}/bundle",
+            inputs=f"{_ROOT}/inputs",
+            outputs=f"{_ROOT}/outputs",
+            tmp="/tmp",  # noqa: S108  # the job's own
+            home=f"{_ROOT}/home",
+        )
+
+    def wrap(
+        self,
+        program: Program,
+        directory: RunDirectory,
+        arguments: Sequence[str],
+        handshake: Handshake,
+        *,
+        network: bool,
+    ) -> Wrapped:
+        """See `Sandbox`."""
+        inside = self.interior(program, directory)
+        users = _descriptor_with(_USERS)
+        descriptors = [users]
+        command = [str(self._program), "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+        command += ["--unshare-cgroup-try", *([] if network else ["--unshare-net"])]
+        command += ["--uid", _UID, "--gid", _UID, "--hostname", "job", "--cap-drop", "ALL", "--disable-userns"]
+        command += ["--die-with-parent", "--new-session", "--info-fd", str(handshake.info)]
+        command += ["--block-fd", str(handshake.block)]
+        if seccomp.is_supported():
+            descriptors.append(_descriptor_with(seccomp.build_filter(_SOCKETS)))
+            command += ["--seccomp", str(descriptors[-1])]
+        command += ["--ro-bind", "/usr", "/usr", *self._system, "--ro-bind-data", str(users), "/etc/passwd"]
+        for path in (*_READ_ONLY, *(_FOR_NETWORK if network else ())):
+            command += ["--ro-bind-try", path, path]
+        command += ["--proc", "/proc", "--dev", "/dev"]
+        command += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+        command += ["--bind", str(directory.tmp), inside.tmp]
+        for path in program.support:
+            command += [] if path.is_relative_to("/usr") else ["--ro-bind", str(path), str(path)]
+        if not program.support:
+            command += ["--ro-bind", str(program.interpreter), inside.interpreter]
+        command += ["--ro-bind", str(HARNESSES), inside.harnesses]
+        command += [
+            "--ro-bind",
+            str(directory.bundle),
+            inside.bundle,
+            "--ro-bind",
+            str(directory.inputs),
+            inside.inputs,
+        ]
+        command += ["--bind", str(directory.outputs), inside.outputs, "--bind", str(directory.home), inside.home]
+        command += ["--remount-ro", "/", "--chdir", inside.bundle, "--", inside.interpreter, *arguments]
+        return Wrapped(command, descriptors, contained=True)
+
+
+def _system_directory(path: Path) -> list[str]:
+    if path.is_symlink():
+        return ["--symlink", str(path.readlink()), str(path)]
+    return ["--ro-bind", str(path), str(path)] if path.is_dir() else []
+
+
+def _descriptor_with(data: bytes) -> int:
+    descriptor = os.memfd_create("stowage", os.MFD_CLOEXEC)
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
