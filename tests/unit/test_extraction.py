@@ -195,12 +195,16 @@ def test_extractor_itself_follows_no_link(tmp_path: Path, outside: Path, entry_t
         extractor.end()
         extractor.begin(Entry("b", EntryType.FILE, 0, 0o644))
         extractor.end()
+        extractor.flush()
         shutil.rmtree(tmp_path / "bundle/d")
         (tmp_path / "bundle/d").symlink_to(outside)
         (tmp_path / "bundle/link").symlink_to(outside / "file")
         for path in ("d/file", "d/new", "link"):
-            with pytest.raises(ExtractionError):
+            with pytest.raises(ExtractionError) as caught:  # in whichever of the steps
                 extractor.begin(Entry(path, entry_type, 0, 0o644))
+                extractor.end()
+                extractor.flush()
+            assert caught.value.member == path
 
 
 def test_destination_must_be_fresh(tmp_path: Path, outside: Path) -> None:
@@ -343,9 +347,10 @@ def test_extraction_needs_no_rights(shared: Path) -> None:
 
 def test_full_device_is_a_clear_error(tmp_path: Path) -> None:
     with TreeExtractor(tmp_path / "bundle") as extractor:
-        extractor.begin(Entry("data/big.bin", EntryType.FILE, 10, 0o644))
+        extractor.begin(Entry("data/big.bin", EntryType.FILE, 20, 0o644))
+        extractor.data(memoryview(b"0123456789"))
         full = os.open("/dev/full", os.O_WRONLY)
-        os.dup2(full, extractor._file)
+        os.dup2(full, extractor._descriptor)
         os.close(full)
         with pytest.raises(ExtractionError, match=r"data/big\.bin could not be written: no space is left") as caught:
             extractor.data(memoryview(b"0123456789"))

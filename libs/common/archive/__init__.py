@@ -5,7 +5,8 @@ was published can be unpacked. The checks do not depend on how the bytes are cut
 """
 
 from libs.common.archive.paths import symlink_fault
-from libs.common.archive.reader import ArchiveReader
+from libs.common.archive.reader import ArchiveReader, Decompression
+from libs.common.archive.tar import TarParser
 from libs.common.archive.types import (
     ArchiveError,
     ArchiveErrorCode,
@@ -23,9 +24,11 @@ __all__ = [
     "ArchiveLimits",
     "ArchiveReader",
     "ArchiveTotals",
+    "Decompression",
     "Entry",
     "EntrySink",
     "EntryType",
+    "TarParser",
     "quoted",
     "symlink_fault",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from libs.common.archive.compression import MAGIC_BYTES, Source, source_for
 from libs.common.archive.tar import TarParser
 from libs.common.archive.types import (
@@ -16,50 +18,26 @@ from libs.common.archive.types import (
 _WINDOW_BYTES = 128 * 1024
 
 
-class ArchiveReader:
-    """Decompresses and parses an archive as its bytes arrive, and tells a sink what is in it.
+class Decompression:
+    """The first half of reading an archive: compressed bytes are pushed in, bounded pieces of the tar stream come out.
 
-    Raises ArchiveError as soon as something is wrong, and again on each later call. Blocks for the time that
-    decompression and the sink take: an event loop calls it in a thread.
+    Raises ArchiveError for what is damaged, too large or a bomb; of no use afterwards.
     """
 
-    def __init__(self, sink: EntrySink, limits: ArchiveLimits | None = None) -> None:
-        self._limits = limits or ArchiveLimits()
-        self._tar = TarParser(sink, self._limits)
+    def __init__(self, limits: ArchiveLimits) -> None:
+        self.compressed_bytes = 0
+        self.stream_bytes = 0
+        self._limits = limits
         self._source: Source | None = None
         self._magic = b""
-        self._compressed_bytes = 0
-        self._stream_bytes = 0
-        self._error: ArchiveError | None = None
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Take the next compressed bytes, in chunks of any size."""
-        self._guard(chunk)
+    @property
+    def compression(self) -> str:
+        """`gzip` or `zstd`; empty before the first bytes."""
+        return self._source.compression if self._source else ""
 
-    def finish(self) -> ArchiveTotals:
-        """Declare the end of the compressed bytes. ArchiveError if the archive is not complete."""
-        self._guard(None)
-        return ArchiveTotals(
-            compressed_bytes=self._compressed_bytes,
-            stream_bytes=self._stream_bytes,
-            unpacked_bytes=self._tar.unpacked_bytes,
-            entries=self._tar.entries,
-            compression=self._source.compression if self._source else "",
-        )
-
-    def _guard(self, chunk: bytes | bytearray | memoryview | None) -> None:
-        if self._error is not None:
-            raise self._error
-        try:
-            if chunk is None:
-                self._finish()
-            else:
-                self._feed(chunk)
-        except ArchiveError as error:
-            self._error = error
-            raise
-
-    def _feed(self, chunk: bytes | bytearray | memoryview) -> None:
+    def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[bytes]:
+        """The pieces of the tar stream that the next compressed bytes add. Take them all before the next call."""
         if self._source is None:
             # Keep the first bytes until there are enough to tell the formats apart.
             self._magic += bytes(chunk)
@@ -72,15 +50,21 @@ class ArchiveReader:
             while position < end:
                 # Cut at multiples of the window in the whole stream, so that the ratio is judged at the same places
                 # whatever the chunks are.
-                step = min(end - position, _WINDOW_BYTES - self._compressed_bytes % _WINDOW_BYTES)
-                self._decompress(bytes(view[position : position + step]), self._source)
+                step = min(end - position, _WINDOW_BYTES - self.compressed_bytes % _WINDOW_BYTES)
+                yield from self._decompress(bytes(view[position : position + step]), self._source)
                 position += step
 
-    def _decompress(self, data: bytes, source: Source) -> None:
+    def finish(self) -> None:
+        """Declare the end of the compressed bytes. ArchiveError if they are not a whole archive."""
+        if self._source is None:
+            self._source = source_for(self._magic)
+        self._source.finish()
+
+    def _decompress(self, data: bytes, source: Source) -> Iterator[bytes]:
         limits = self._limits
-        window_end = (self._compressed_bytes // _WINDOW_BYTES + 1) * _WINDOW_BYTES
-        self._compressed_bytes += len(data)
-        if self._compressed_bytes > limits.max_compressed_bytes:
+        window_end = (self.compressed_bytes // _WINDOW_BYTES + 1) * _WINDOW_BYTES
+        self.compressed_bytes += len(data)
+        if self.compressed_bytes > limits.max_compressed_bytes:
             raise ArchiveError(
                 ArchiveErrorCode.TOO_LARGE,
                 f"The archive has more than {limits.max_compressed_bytes} compressed bytes. "
@@ -88,22 +72,59 @@ class ArchiveReader:
             )
         allowed = max(RATIO_FLOOR_BYTES, limits.max_ratio * window_end)
         for piece in source.decompress(data):
-            self._stream_bytes += len(piece)
-            if self._stream_bytes > limits.max_unpacked_bytes:
+            self.stream_bytes += len(piece)
+            if self.stream_bytes > limits.max_unpacked_bytes:
                 raise ArchiveError(
                     ArchiveErrorCode.TOO_LARGE,
                     f"The archive unpacks to more than {limits.max_unpacked_bytes} bytes. Leave out what does not run.",
                 )
-            if self._stream_bytes > allowed:
+            if self.stream_bytes > allowed:
                 raise ArchiveError(
                     ArchiveErrorCode.RATIO,
                     f"The archive unpacks to more than {limits.max_ratio} times its compressed size, as only bombs and "
                     "files of zeros do. Create such files when the job runs.",
                 )
-            self._tar.feed(piece)
+            yield piece
 
-    def _finish(self) -> None:
-        if self._source is None:
-            self._source = source_for(self._magic)
-        self._source.finish()
-        self._tar.finish()
+
+class ArchiveReader:
+    """Decompresses and parses an archive as its bytes arrive, and tells a sink what is in it.
+
+    Raises ArchiveError as soon as something is wrong, and again on each later call. Blocks for the time that
+    decompression and the sink take: an event loop calls it in a thread.
+    """
+
+    def __init__(self, sink: EntrySink, limits: ArchiveLimits | None = None) -> None:
+        limits = limits or ArchiveLimits()
+        self._decompression = Decompression(limits)
+        self._tar = TarParser(sink, limits)
+        self._error: ArchiveError | None = None
+
+    def feed(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Take the next compressed bytes, in chunks of any size."""
+        self._guard(chunk)
+
+    def finish(self) -> ArchiveTotals:
+        """Declare the end of the compressed bytes. ArchiveError if the archive is not complete."""
+        self._guard(None)
+        return ArchiveTotals(
+            compressed_bytes=self._decompression.compressed_bytes,
+            stream_bytes=self._decompression.stream_bytes,
+            unpacked_bytes=self._tar.unpacked_bytes,
+            entries=self._tar.entries,
+            compression=self._decompression.compression,
+        )
+
+    def _guard(self, chunk: bytes | bytearray | memoryview | None) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            if chunk is None:
+                self._decompression.finish()
+                self._tar.finish()
+            else:
+                for piece in self._decompression.feed(chunk):
+                    self._tar.feed(piece)
+        except ArchiveError as error:
+            self._error = error
+            raise

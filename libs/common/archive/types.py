@@ -105,8 +105,9 @@ class Entry:
 class EntrySink(Protocol):
     """Receives the members of an archive in their order.
 
-    `begin` for each member; for files then `data` for each piece (valid only during the call) and `end` after the last
-    one. Members were checked before `begin`. What a sink raises passes through the reader.
+    `begin` for each member; for files then `data` for each piece and `end` after the last one. A piece may be kept: it
+    holds at most about 1 MiB in memory, with others that came in the same go. Members were checked before `begin`. What
+    a sink raises passes through the reader.
     """
 
     def begin(self, entry: Entry) -> None: ...
