@@ -115,10 +115,13 @@ def _environments(
         "builder": {"PORT": str(ports.builder), "REGISTRY_URL": f"http://127.0.0.1:{ports.registry}"},
         "runner": {"PORT": str(ports.runner), "REGISTRY_URL": f"http://127.0.0.1:{ports.registry}"},
     }
-    return {
+    environments = {
         name: {f"STOWAGE_{name.upper()}_{key}": value for key, value in (common | settings).items()}
         for name, settings in own.items()
     }
+    # Secrets of jobs, from whoever starts the stack.
+    environments["runner"] |= {key: value for key, value in os.environ.items() if key.startswith("STOWAGE_SECRET_")}
+    return environments
 
 
 async def _ensure_tokens(home: Home, environment: dict[str, str], *, first_start: bool) -> None:

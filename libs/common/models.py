@@ -307,12 +307,17 @@ class RetryPolicy(Request):
     backoff: Backoff = Field(default_factory=Backoff)
 
 
+SECRET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # noqa: S105  # a pattern
+"""What a secret may be called: a name that a file can have, in this directory and no other."""
+
+
 class JobDefinition(Request):
-    """A runnable definition: a bundle reference and defaults."""
+    """A runnable definition: a bundle reference and defaults. `secrets` are names; the runner has the values."""
 
     bundle: str = Field(description="slug@version, slug@latest or slug@sha256:…")
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
+    secrets: list[Annotated[str, Field(pattern=SECRET_NAME)]] = Field(default_factory=list, max_length=50)
     limits: Limits = Field(default_factory=Limits)
     retry: RetryPolicy = Field(default_factory=RetryPolicy)
 

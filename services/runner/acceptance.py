@@ -44,6 +44,7 @@ class Template:
             parameters={**self.definition.parameters, **parameters},
             inputs={name: source.model_dump(by_alias=True) for name, source in inputs.items()},
             limits=self.definition.limits.model_dump(by_alias=True),
+            secrets=list(dict.fromkeys(self.definition.secrets)),
             retry=self.definition.retry.model_dump(mode="json", by_alias=True),
             max_attempts=self.definition.retry.attempts,
             created_by=origin.actor,

@@ -32,6 +32,7 @@ from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
 from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
 from services.runner.scratch import Scratch
+from services.runner.secrets import DirectorySecrets, EnvironmentSecrets, SecretProvider
 from services.runner.settings import RunnerSettings
 from services.runner.store import JOURNAL_GUARD, RUNS_CHANNEL
 from services.runner.uploads import Uploads
@@ -120,7 +121,7 @@ class _Parts:
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
             cells = await self._cells(runtimes, scratch, threads)
             await stack.enter_async_context(cells.warmed())
-            workshop = Workshop(settings, pool, objects, cells, runtimes, threads)
+            workshop = Workshop(settings, pool, objects, cells, runtimes, threads, _secret_providers(settings))
             execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
@@ -156,6 +157,13 @@ class _Parts:
             warm=settings.concurrency if settings.warm is None else settings.warm,
             max_event_bytes=settings.max_result_bytes + EVENT_OVERHEAD_BYTES,
         )
+
+
+def _secret_providers(settings: RunnerSettings) -> list[SecretProvider]:
+    """Whom to ask for secrets, the first one that has one wins. Another kind of provider is added here."""
+    directory = settings.secrets_dir
+    environment = EnvironmentSecrets(os.environ)
+    return [environment] if directory is None else [DirectorySecrets(directory), environment]
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,14 @@ from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import dispatch
 from services.runner.fetching import Arrival, fetch_bundle, fetch_inputs, plan_inputs
 from services.runner.interrupts import Interrupts
+from services.runner.masking import Mask
 from services.runner.metering import Meter
 from services.runner.outputs import OutputLimits, find_outputs
 from services.runner.persistence import best_effort, persistently
 from services.runner.process import Listeners
 from services.runner.sandbox.layers import Confinement
 from services.runner.scratch import RunDirectory
+from services.runner.secrets import SecretProvider, resolve
 from services.runner.settings import RunnerSettings
 from services.runner.store import Assignment, Timings
 from services.runner.supervision import Patience, Voice, supervise
@@ -49,6 +51,7 @@ class Workshop:
     cells: Cells
     runtimes: Runtimes
     threads: Executor
+    secrets: Sequence[SecretProvider]
 
     async def in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
         """Do what blocks in a thread that no request waits for."""
@@ -69,6 +72,7 @@ class Attempt:
         self._limits = replace(self._settings.job_limits(), **given)
         self._log = log
         self._interrupts = interrupts
+        self._mask = Mask()
         self._begun = time.monotonic()
         self.timings = Timings()
         self.arrival = Arrival()
@@ -84,7 +88,7 @@ class Attempt:
             async with self._cell(manifest) as cell:
                 return await self._execute_in(cell, manifest)
         except RunFailed as error:
-            return Outcome.failed(error.kind, str(error), log_tail=error.log_tail)
+            return Outcome.failed(error.kind, self._mask.text(str(error)), log_tail=error.log_tail)
 
     @contextlib.asynccontextmanager
     async def _cell(self, manifest: Manifest) -> AsyncIterator[Cell]:
@@ -113,7 +117,9 @@ class Attempt:
 
     async def _execute_in(self, cell: Cell, manifest: Manifest) -> Outcome:
         directory, process = cell.directory, cell.process
-        voice = Voice(self._log)
+        secrets = await resolve(self._assignment.secrets, self._workshop.secrets)
+        self._mask = Mask(secrets.values())
+        voice = Voice(self._log, self._mask)
         inputs = await self._fetch(directory)
         entry = directory.bundle / manifest.entry
         if not entry.is_file():
@@ -129,17 +135,18 @@ class Attempt:
                 event=lambda line: dispatch(line, voice, max_result_bytes=maximum),
             )
         )
-        outcome = await self._supervise(cell, voice, self._start_message(cell, manifest.entry, inputs))
+        outcome = await self._supervise(cell, voice, self._start_message(cell, manifest.entry, inputs, secrets))
         if outcome.state is RunState.SUCCEEDED:
             outcome = replace(outcome, outputs=await self._collect(directory.outputs))
         return outcome
 
-    def _start_message(self, cell: Cell, entry: str, inputs: list[str]) -> dict[str, Any]:
+    def _start_message(self, cell: Cell, entry: str, inputs: list[str], secrets: dict[str, str]) -> dict[str, Any]:
         run, inside = self._assignment, cell.interior
         return {
             "entry": f"{inside.bundle}/{entry}",
             "root": inside.bundle,
             "parameters": run.parameters,
+            "secrets": secrets,
             "maxResultBytes": self._settings.max_result_bytes,
             "environment": {
                 "STOWAGE_RUN_ID": run.id,
@@ -225,7 +232,7 @@ class Attempt:
         limits = OutputLimits(self._settings.max_outputs, self._settings.max_output_bytes)
         found = await workshop.in_thread(find_outputs, directory, limits)
         if found.skipped:
-            shown = ", ".join(clean_text(path, 100) for path in sorted(found.skipped)[:_SHOWN_PATHS])
+            shown = self._mask.text(", ".join(clean_text(path, 100) for path in sorted(found.skipped)[:_SHOWN_PATHS]))
             self._log.write(
                 "system",
                 f"{len(found.skipped)} outputs were left out, since they are no regular files: {shown}",

@@ -35,6 +35,7 @@ class NewRun:
     parameters: dict[str, Any]
     inputs: dict[str, Any]
     limits: dict[str, Any]
+    secrets: list[str]
     retry: dict[str, Any]
     max_attempts: int
     created_by: str
@@ -106,6 +107,7 @@ class Assignment:
     parameters: dict[str, Any]
     inputs: dict[str, Any]
     limits: dict[str, Any]
+    secrets: list[str]
     retry: dict[str, Any]
     attempts: int
     max_attempts: int
@@ -158,8 +160,9 @@ class RunFilter:
 
 _INSERT = """
     INSERT INTO runner.runs (id, slug, version, revision, digest, artifact, job, workflow_run_id, step, parameters,
-                             inputs, limits, retry, max_attempts, created_by, request_id)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+                             inputs, limits, secrets, retry, max_attempts, created_by,
+                             request_id)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 """
 
 
@@ -179,6 +182,7 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
         run.parameters,
         run.inputs,
         run.limits,
+        run.secrets,
         run.retry,
         run.max_attempts,
         run.created_by,

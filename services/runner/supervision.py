@@ -13,8 +13,9 @@ from libs.common.models import RunState
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import Failed, Returned, Verdict
 from services.runner.interrupts import Interrupt, Interrupts
+from services.runner.masking import Mask, MaskedStream
 from services.runner.metering import Meter
-from services.runner.process import JobProcess
+from services.runner.process import MAX_LINE_BYTES, JobProcess
 from services.runner.values import clean_text
 
 _TAIL_LINES = 20
@@ -42,10 +43,12 @@ class Patience:
 
 
 class Voice:
-    """What a job says, as it comes: an `EventSink`, and the listener to its outputs."""
+    """What a job says, as it comes and without secrets: an `EventSink`, and the listener to its outputs."""
 
-    def __init__(self, log: JournalWriter) -> None:
+    def __init__(self, log: JournalWriter, mask: Mask) -> None:
         self._log = log
+        self._mask = mask
+        self._outputs = {source: MaskedStream(mask) for source in ("stdout", "stderr")}
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.has_started = asyncio.Event()
         self.started_at: float | None = None
@@ -56,9 +59,9 @@ class Voice:
         self.progressed = asyncio.Event()
 
     def output(self, source: str, line: bytes) -> None:
-        """A line of standard output or error."""
+        """A line of standard output or error, or a piece of one."""
         text = line.decode("utf-8", "replace").rstrip("\r")
-        self._write(source, "info", text, None)
+        self._write(source, "info", self._outputs[source].piece(text, goes_on=len(line) >= MAX_LINE_BYTES), None)
 
     def ready(self) -> None:
         return
@@ -69,17 +72,24 @@ class Voice:
             self.has_started.set()
 
     def log(self, level: str, message: str, fields: dict[str, Any] | None) -> None:
-        self._write("logger", level, message, fields)
+        self._write("logger", level, self._mask.text(message), self._mask.value(fields))
 
     def progress(self, fraction: float | None, message: str | None) -> None:
-        self.latest_progress = (fraction, message)
+        self.latest_progress = (fraction, self._mask.value(message))
         self.progressed.set()
 
     def ended(self, verdict: Verdict) -> None:
         if self.verdict is None:
-            self.verdict = verdict
+            self.verdict = self._masked(verdict)
             self.ended_at = time.monotonic()
             self.has_ended.set()
+
+    def _masked(self, verdict: Verdict) -> Verdict:
+        match verdict:
+            case Returned(value):
+                return Returned(self._mask.value(value))
+            case Failed(name, message):
+                return Failed(self._mask.text(name), self._mask.text(message))
 
     @property
     def tail(self) -> list[str]:

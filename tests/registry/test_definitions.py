@@ -85,3 +85,11 @@ async def test_definitions_of_the_example_are_accepted(registry: RunningRegistry
         document = json.loads(path.read_text())
         await registry.client.put_workflow(document.pop("slug"), models.WorkflowDefinition.model_validate(document))
     assert await registry.actions() == ["job.created"] * 5 + ["workflow.created"] * 2
+
+
+@pytest.mark.parametrize("names", [[""], ["../x"], ["a/b"], ["..data"], [".x"], ["a b"], ["x" * 101], ["x"] * 51, [1]])
+async def test_names_of_secrets_that_can_be_none_are_refused(registry: RunningRegistry, names: list[Any]) -> None:
+    body = {"bundle": "hello@latest", "secrets": names}
+    assert (await registry.request("PUT", "/jobs/greet", json=body)).status == 400
+    body["secrets"] = ["api-key", "tls.key", "DB_PASSWORD"]
+    assert (await registry.request("PUT", "/jobs/greet", json=body)).status == 201

@@ -1,6 +1,6 @@
 // Runs one handler: node node.mjs CONTROL_FD EVENT_FD
 //
-// Control, a JSON object a line: first {entry, parameters, context, environment,
+// Control, a JSON object a line: first {entry, parameters, secrets, context, environment,
 // maxResultBytes}, later perhaps {abort: reason}.
 // Events, a JSON object a line: ready, started, log, progress, update, and at last result or error.
 // The process waits for its first control line before it imports anything of the bundle's. When the control channel
@@ -129,9 +129,10 @@ function contextNames(start) {
       send({ type: "update", fields: plain(fields) ?? {} });
     },
     resolveSecret(name) {
+      if (Object.hasOwn(start.secrets, name)) return start.secrets[name];
       throw new Error(
-        `secret “${cut(name, 100)}” is not available: this runner gives no secrets to jobs. Pass what is needed as a ` +
-          "parameter, if it may be seen by whoever may read the run.",
+        `secret “${cut(name, 100)}” is not declared: add its name to “secrets” in the definition of the job, which ` +
+          `declares ${Object.keys(start.secrets).join(", ") || "none"}. A run of a bundle without a job has none.`,
       );
     },
   };

@@ -1,6 +1,6 @@
 """Runs one handler: python -I -S python.py CONTROL_FD EVENT_FD
 
-Control, a JSON object a line: first {entry, root, parameters, context, environment,
+Control, a JSON object a line: first {entry, root, parameters, secrets, context, environment,
 maxResultBytes}, later perhaps {abort: reason}.
 Events, a JSON object a line: ready, started, log, progress, update, and at last result or error.
 The process waits for its first control line before it imports anything of the bundle's. When the control channel
@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -129,6 +129,16 @@ class Context(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(f"neither the context nor the parameters have “{name}”") from None
+
+
+class Secret(str):
+    """The value of a secret. To await it gives it as well, as handlers for other runners do."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, str]:
+        return str(self)
+        yield
 
 
 def main() -> None:
@@ -253,10 +263,14 @@ def names(start: dict[str, Any], events: Events, abortion: Signal) -> dict[str, 
     def update(fields: object) -> None:
         events.send(type="update", fields=plain(fields) or {})
 
-    def resolve_secret(name: str) -> NoReturn:
+    secrets = {name: Secret(value) for name, value in start["secrets"].items()}
+
+    def resolve_secret(name: str) -> str:
+        if name in secrets:
+            return secrets[name]
         raise LookupError(
-            f"secret “{cut(name, 100)}” is not available: this runner gives no secrets to jobs. Pass what is needed as "
-            "a parameter, if it may be seen by whoever may read the run."
+            f"secret “{cut(name, 100)}” is not declared: add its name to “secrets” in the definition of the job, which "
+            f"declares {', '.join(secrets) or 'none'}. A run of a bundle without a job has none."
         )
 
     return {
