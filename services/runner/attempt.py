@@ -222,8 +222,12 @@ class Attempt:
         run = self._assignment
         voice.progressed.clear()
         fraction, message = voice.latest_progress or (None, None)
-        async with best_effort("set_progress", run.id), self._workshop.pool.acquire() as connection:
-            await store.set_progress(connection, run.id, run.lease, fraction, message)
+        try:
+            async with best_effort("set_progress", run.id), self._workshop.pool.acquire() as connection:
+                await store.set_progress(connection, run.id, run.lease, fraction, message)
+        except asyncio.CancelledError:
+            voice.progressed.set()  # the handler ended meanwhile: what it said last is stored then
+            raise
 
     async def _collect(self, directory: Path) -> list[Output]:
         """Upload what the run left; its outputs are those of the attempt that succeeds."""

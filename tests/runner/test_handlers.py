@@ -141,7 +141,7 @@ async def test_the_context_has_what_a_handler_needs(
     assert result["outputDir"] == "/job/outputs"
     assert result["workDir"].endswith(f"/{run.id}-1/tmp")
     assert (result["inputs"], result["aborted"]) == ({}, False)
-    assert "gives no secrets" in result["secret"]
+    assert "which declares none" in result["secret"]
     assert (run.progress, run.progress_message) == (0.5, "half")
     log = await runner.log(run.id)
     for line in ('[logger] called {"a": 1}', "[logger] info", "[logger] WARNING warn", "[logger] ERROR error"):
