@@ -7,7 +7,14 @@ from services.runner.endings import Outcome
 
 _RANDOM = SystemRandom()
 
-_UNAVAILABLE = {"object_store_unavailable", "scratch", "not_started", "input_unwritable", "extraction_failed"}
+_UNAVAILABLE = {
+    "extraction_failed",
+    "input_unwritable",
+    "not_started",
+    "object_store_unavailable",
+    "scratch",
+    "secret_unreadable",
+}
 """Failures of what is around a run: another attempt, perhaps on another machine, may do better."""
 
 _PERMANENT = {
@@ -21,6 +28,7 @@ _PERMANENT = {
     "object_missing",
     "platform_mismatch",
     "runtime_unavailable",
+    "secret_missing",
 }
 """Refusals that are the same however often one asks."""
 
