@@ -139,7 +139,7 @@ async def test_the_context_has_what_a_handler_needs(
     result = run.result
     assert result["run"] == {"id": run.id, "attempt": 1, "bundle": "hello@1.0.0", "digest": digest}
     assert result["outputDir"] == "/job/outputs"
-    assert result["workDir"].endswith(f"/{run.id}-1/tmp")
+    assert result["workDir"] == "/tmp"
     assert (result["inputs"], result["aborted"]) == ({}, False)
     assert "which declares none" in result["secret"]
     assert (run.progress, run.progress_message) == (0.5, "half")
