@@ -68,6 +68,16 @@ class TooLarge(StowageError):
     kind = "too-large"
 
 
+class TooManyRequests(StowageError):
+    """There is no room for it just now. It may be asked for again after `retry_after_seconds`."""
+
+    kind = "too-many-requests"
+
+    def __init__(self, message: str, *, kind: str | None = None, retry_after_seconds: int, **details: Any) -> None:
+        super().__init__(message, kind=kind, **details)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class Unavailable(StowageError):
     """A part that we depend on can't be reached just now; trying again later may succeed."""
 

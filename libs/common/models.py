@@ -311,8 +311,23 @@ SECRET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # noqa: S105  # a pattern
 """What a secret may be called: a name that a file can have, in this directory and no other."""
 
 
+class QueueLimits(Request):
+    """How many runs of a job may be queued, and how many may go at a time; null is as many as there are."""
+
+    max_queued: int | None = Field(None, ge=1, le=1_000_000)
+    max_running: int | None = Field(None, ge=1, le=10_000)
+
+
+Priority = Annotated[int, Field(ge=-100, le=100)]
+ConcurrencyKey = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class JobDefinition(Request):
-    """A runnable definition: a bundle reference and defaults. `secrets` are names; the runner has the values."""
+    """A runnable definition: a bundle reference and defaults.
+
+    Of its runs with the same `concurrencyKey`, in which `{{ parameters.name }}` stands for the run's own, one goes at a
+    time. Runs of higher `priority` come first. `secrets` are names; the runner has the values.
+    """
 
     bundle: str = Field(description="slug@version, slug@latest or slug@sha256:…")
     description: str | None = None
@@ -320,6 +335,9 @@ class JobDefinition(Request):
     secrets: list[Annotated[str, Field(pattern=SECRET_NAME)]] = Field(default_factory=list, max_length=50)
     limits: Limits = Field(default_factory=Limits)
     retry: RetryPolicy = Field(default_factory=RetryPolicy)
+    queue: QueueLimits = Field(default_factory=QueueLimits)
+    priority: Priority = 0
+    concurrency_key: ConcurrencyKey | None = None
 
 
 class Job(Resource):
@@ -475,13 +493,18 @@ class RunState(StrEnum):
 
 
 class RunRequest(Request):
-    """Run a bundle (`slug@1.2.0`, `slug@latest`, `slug@sha256:…`) or a job by its slug: exactly one of the two."""
+    """Run a bundle (`slug@1.2.0`, `slug@latest`, `slug@sha256:…`) or a job by its slug: exactly one of the two.
+
+    `priority` and `concurrencyKey` go over those of the job; the key is taken as it is.
+    """
 
     bundle: str | None = None
     job: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, InputSource] = Field(default_factory=dict)
     timeout_seconds: float | None = Field(None, gt=0, le=86_400)
+    priority: Priority | None = None
+    concurrency_key: ConcurrencyKey | None = None
 
 
 class Timings(Resource):
@@ -529,6 +552,8 @@ class Run(Resource):
     progress_message: str | None
     attempts: int
     next_attempt_at: Timestamp | None = None
+    priority: int = 0
+    concurrency_key: str | None = None
     timings: Timings
     sandbox: Sandbox | None
     created_at: Timestamp

@@ -30,6 +30,7 @@ _STATUS: dict[type[errors.StowageError], HTTPStatus] = {
     errors.PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.Unprocessable: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -72,7 +73,12 @@ def _render(error: Exception, request_id: str) -> web.Response:
             status = next(
                 (_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR
             )
-            return problem(status, kind=error.kind, detail=error.message, request_id=request_id, members=error.details)
+            answer = problem(
+                status, kind=error.kind, detail=error.message, request_id=request_id, members=error.details
+            )
+            if isinstance(error, errors.TooManyRequests):
+                answer.headers["Retry-After"] = str(error.retry_after_seconds)
+            return answer
         case web.HTTPException():
             status = HTTPStatus(error.status)
             kind = status.phrase.lower().replace(" ", "-")

@@ -28,6 +28,9 @@ QUEUE_SETTINGS = DBSettings(db_schema="runner", prefix="queue_", channel="runner
 RUN_ENTRYPOINT = "run"
 """What pgqueuer calls the kind of entry whose payload is the id of a run."""
 
+_WAITING_ENTRYPOINT = "waiting"
+"""The kind of such an entry while it is not the run's turn: no worker asks for it, and it keeps its place."""
+
 _ENTRIES = QUEUE_SETTINGS.qualified.queue_table
 
 # pgqueuer's trigger wakes workers at INSERT and DELETE, but not at UPDATE.
@@ -51,6 +54,15 @@ _REQUEUE = f"""
 """  # noqa: S608  # constants
 
 _KEEP = f"UPDATE {_ENTRIES} SET heartbeat = now() WHERE id = ANY($1::bigint[]) AND queue_manager_id = $2"  # noqa: S608
+
+_GIVE_WAY = f"""
+    WITH given AS (
+        UPDATE {_ENTRIES} SET entrypoint = '{RUN_ENTRYPOINT}', updated = now()
+        WHERE dedupe_key = $1 AND status IN ('queued', 'picked') AND entrypoint = '{_WAITING_ENTRYPOINT}'
+        RETURNING id
+    )
+    SELECT {_WAKE} FROM given
+"""  # noqa: S608  # constants
 
 _REMOVE = f"DELETE FROM {_ENTRIES} WHERE dedupe_key = $1 AND status IN ('queued', 'picked')"  # noqa: S608
 
@@ -107,11 +119,19 @@ def held_entries(driver: Driver) -> HeldEntries:
     return _queries(HeldEntries, driver)
 
 
-async def enqueue_run(connection: Connection, run_id: str) -> None:
-    """Queue a run on a connection of `open_pool`: its entry is there when the transaction commits."""
+async def enqueue_run(connection: Connection, run_id: str, *, priority: int, waits: bool) -> None:
+    """Queue a run on a connection of `open_pool`: its entry is there when the transaction commits.
+
+    Higher priorities come first. A run that `waits` for its turn comes up only after `give_way`.
+    """
     await _queries(Queries, _ValueDriver(connection)).enqueue(  # type: ignore[arg-type]
-        RUN_ENTRYPOINT, run_id.encode(), dedupe_key=run_id
+        _WAITING_ENTRYPOINT if waits else RUN_ENTRYPOINT, run_id.encode(), priority, dedupe_key=run_id
     )
+
+
+async def give_way(connection: Connection, run_id: str) -> None:
+    """Let a run come up that waited for its turn, in the place that it had."""
+    await connection.execute(_GIVE_WAY, run_id)
 
 
 async def remove_entry(connection: Connection, run_id: str) -> None:

@@ -1,5 +1,7 @@
 """Definitions of jobs and workflows: kept as they are given, checked for what can be checked without running them."""
 
+import re
+
 from libs.common import audit
 from libs.common.audit import Origin
 from libs.common.database import Pool
@@ -12,12 +14,15 @@ from services.registry.store import definitions
 from services.registry.store.definitions import Definition, Kind
 from services.registry.workflow_graph import check_graph
 
+_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_PARAMETER = re.compile(r"\s*parameters(?:\.[A-Za-z0-9_-]+)+\s*")
 _log = get_logger("registry")
 
 
 async def put_job(pool: Pool, slug: str, job: JobDefinition, origin: Origin) -> tuple[bool, Definition]:
     """Create or update a job; whether it is new, and the job. The bundle need not be published yet."""
     _check_bundle_reference(job.bundle)
+    _check_concurrency_key(job.concurrency_key or "")
     return await _put(pool, Kind.JOB, check_slug(slug), job, origin)
 
 
@@ -66,6 +71,16 @@ async def _put(
     if created is not None:
         _log.info(f"{kind}_defined", slug=slug, revision=kept.revision, actor=origin.actor)
     return created is True, kept
+
+
+def _check_concurrency_key(template: str) -> None:
+    for reference in _TEMPLATE.findall(template):
+        if not _PARAMETER.fullmatch(reference):
+            raise InvalidRequest(
+                f"the concurrency key has “{{{{{reference[:100]}}}}}”, but only parameters of the run are known: write "
+                "{{ parameters.name }}.",
+                kind="invalid-concurrency-key",
+            )
 
 
 def _check_bundle_reference(reference: str) -> None:

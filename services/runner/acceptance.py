@@ -1,22 +1,38 @@
 """Accepting runs: what was asked for is resolved, pinned and queued."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import asyncpg
+
 from libs.common import audit
 from libs.common.audit import Origin
 from libs.common.client import RegistryClient
 from libs.common.database import Connection, Pool
-from libs.common.errors import InvalidRequest, TooLarge
+from libs.common.errors import InvalidRequest, TooLarge, Unprocessable
 from libs.common.identifiers import new_id
 from libs.common.models import InputSource, JobDefinition, Limits, Resolution, RunRequest
 from libs.common.queue import enqueue_run
 from services.runner.references import find_job, resolve_bundle
-from services.runner.store import NewRun, RunRecord, get_run, insert_run
+from services.runner.store import (
+    IDEMPOTENCY_KEY_INDEX,
+    NewRun,
+    RunRecord,
+    find_by_idempotency_key,
+    get_run,
+    insert_run,
+)
+from services.runner.templates import TemplateError, render
+from services.runner.turn_store import lock_scope
+from services.runner.turns import Backlog, Turns, require_room_of_job
 from services.runner.values import UnstorableValue, require_storable
 
+_MAX_KEY_LENGTH = 200
+_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,200}")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -28,9 +44,26 @@ class Template:
     job: str | None
     definition: JobDefinition
 
-    def run(self, parameters: Mapping[str, Any], inputs: Mapping[str, InputSource], origin: Origin) -> NewRun:
-        """A run of it; parameters go over the job's defaults."""
-        found = self.resolution
+    @property
+    def scope(self) -> str:
+        """Among which runs a concurrency key means the same, and those that go at a time are counted."""
+        return f"bundle/{self.resolution.slug}" if self.job is None else f"job/{self.job}"
+
+    def run(
+        self,
+        parameters: Mapping[str, Any],
+        inputs: Mapping[str, InputSource],
+        origin: Origin,
+        *,
+        concurrency_key: str | None = None,
+    ) -> NewRun:
+        """A run of it; parameters go over the job's defaults, and so does the key. TemplateError for a key of the job
+        that can't be made of the parameters.
+        """
+        found, merged = self.resolution, {**self.definition.parameters, **parameters}
+        if concurrency_key is None and self.definition.concurrency_key is not None:
+            concurrency_key = _render_key(self.definition.concurrency_key, merged)
+        max_running = self.definition.queue.max_running
         return NewRun(
             id=new_id("run"),
             slug=found.slug,
@@ -41,41 +74,101 @@ class Template:
             job=self.job,
             workflow_run_id=None,
             step=None,
-            parameters={**self.definition.parameters, **parameters},
+            parameters=merged,
             inputs={name: source.model_dump(by_alias=True) for name, source in inputs.items()},
             limits=self.definition.limits.model_dump(by_alias=True),
             secrets=list(dict.fromkeys(self.definition.secrets)),
             retry=self.definition.retry.model_dump(mode="json", by_alias=True),
             max_attempts=self.definition.retry.attempts,
+            priority=self.definition.priority,
+            concurrency_key=concurrency_key,
+            max_running=max_running,
+            turn_scope=None if concurrency_key is None and max_running is None else self.scope,
             created_by=origin.actor,
             request_id=origin.request_id,
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A run that was asked for. `is_new` is false where an earlier request with the same key had asked for it."""
+
+    run: RunRecord
+    is_new: bool
+
+
 class Acceptance:
     """Takes requests for runs."""
 
-    def __init__(self, pool: Pool, registry: RegistryClient, *, max_parameters_bytes: int) -> None:
+    def __init__(
+        self, pool: Pool, registry: RegistryClient, turns: Turns, backlog: Backlog, *, max_parameters_bytes: int
+    ) -> None:
         self._pool = pool
         self._registry = registry
+        self._turns = turns
+        self._backlog = backlog
         self._max_parameters_bytes = max_parameters_bytes
 
-    async def accept(self, request: RunRequest, origin: Origin) -> RunRecord:
-        """Queue a run, pinned to a digest: what is published afterwards does not change what it executes."""
+    async def accept(self, request: RunRequest, origin: Origin, *, idempotency_key: str | None = None) -> Accepted:
+        """Queue a run, pinned to a digest: what is published afterwards does not change what it executes.
+
+        A key that the same actor has used before leads to the run of that request, or Unprocessable where it asked for
+        something else. TooManyRequests when there is no room in the queue.
+        """
         check_inputs(request.inputs)
+        digest = _digest(request)
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
+            if (known := await self._known(origin.actor, idempotency_key, digest)) is not None:
+                return Accepted(known, is_new=False)
+        await self._backlog.require_room()
         template = await self._template(request)
-        limits = template.definition.limits
-        if request.timeout_seconds is not None:
-            limits = limits.model_copy(update={"timeout_seconds": request.timeout_seconds})
-        definition = template.definition.model_copy(update={"limits": limits})
-        run = replace(template, definition=definition).run(request.parameters, request.inputs, origin)
+        try:
+            run = template.run(request.parameters, request.inputs, origin, concurrency_key=request.concurrency_key)
+        except TemplateError as error:
+            raise InvalidRequest(str(error), kind="invalid-concurrency-key") from None
         check_parameters(run.parameters, self._max_parameters_bytes)
+        if idempotency_key is not None:
+            run = replace(run, idempotency_key=idempotency_key, idempotency_digest=digest)
+        try:
+            record = await self._queue(run, template, origin)
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != IDEMPOTENCY_KEY_INDEX or idempotency_key is None:
+                raise
+            known = await self._known(origin.actor, idempotency_key, digest)
+            if known is None:
+                raise
+            return Accepted(known, is_new=False)
+        if run.turn_scope is not None:
+            await self._turns.give([run.turn_scope])
+        return Accepted(record, is_new=True)
+
+    async def _queue(self, run: NewRun, template: Template, origin: Origin) -> RunRecord:
+        max_queued = template.definition.queue.max_queued
         async with self._pool.acquire() as connection, connection.transaction():
+            if run.job is not None and max_queued is not None:
+                await lock_scope(connection, template.scope)
+                await require_room_of_job(connection, run.job, max_queued)
             await queue_run(connection, run, origin)
             record = await get_run(connection, run.id)
         if record is None:
             raise LookupError(run.id)
         return record
+
+    async def _known(self, actor: str, key: str, digest: str) -> RunRecord | None:
+        async with self._pool.acquire() as connection:
+            found = await find_by_idempotency_key(connection, actor, key)
+        if found is None:
+            return None
+        asked, run = found
+        if asked != digest:
+            raise Unprocessable(
+                f"the idempotency key {key} was used for another request, which led to run {run.id}. Use a new key for "
+                "each run that you want.",
+                kind="idempotency-key-reused",
+                runId=run.id,
+            )
+        return run
 
     async def _template(self, request: RunRequest) -> Template:
         if (request.bundle is None) == (request.job is None):
@@ -88,13 +181,22 @@ class Acceptance:
         else:
             definition = (await find_job(self._registry, request.job)).definition
             reference = definition.bundle
-        return Template(await resolve_bundle(self._registry, reference), request.job, definition)
+        changes: dict[str, Any] = {}
+        if request.priority is not None:
+            changes["priority"] = request.priority
+        if request.timeout_seconds is not None:
+            changes["limits"] = definition.limits.model_copy(update={"timeout_seconds": request.timeout_seconds})
+        resolution = await resolve_bundle(self._registry, reference)
+        return Template(resolution, request.job, definition.model_copy(update=changes))
 
 
 async def queue_run(connection: Connection, run: NewRun, origin: Origin) -> None:
-    """Insert a run, its entry in the queue and the event, which are there together or not at all."""
+    """Insert a run, its entry in the queue and the event, which are there together or not at all.
+
+    A run with a `turn_scope` comes up only when it is given its turn, after the transaction.
+    """
     await insert_run(connection, run)
-    await enqueue_run(connection, run.id)
+    await enqueue_run(connection, run.id, priority=run.priority, waits=run.turn_scope is not None)
     detail = {
         "bundle": f"{run.slug}@{run.version}",
         "revision": run.revision,
@@ -109,6 +211,28 @@ async def queue_run(connection: Connection, run: NewRun, origin: Origin) -> None
         detail={key: value for key, value in detail.items() if value is not None},
     )
     await audit.append(connection, origin, event)
+
+
+def _render_key(template: str, parameters: Mapping[str, Any]) -> str:
+    value = render(template, {"parameters": parameters})
+    key = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None or not 0 < len(key) <= _MAX_KEY_LENGTH:
+        raise TemplateError(
+            f"the concurrency key “{template}” is {key[:100] or 'empty'} with these parameters; it must be a text of "
+            f"up to {_MAX_KEY_LENGTH} characters."
+        )
+    return key
+
+
+def _digest(request: RunRequest) -> str:
+    canonical = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def check_idempotency_key(key: str) -> None:
+    """Raise InvalidRequest unless `key` can be the value of the header Idempotency-Key."""
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("the header Idempotency-Key must have 1 to 200 printable ASCII characters.")
 
 
 def check_parameters(parameters: Mapping[str, Any], max_bytes: int) -> None:

@@ -32,14 +32,16 @@ from services.runner.workflow_store import (
 _OPEN = {StepState.WAITING, StepState.QUEUED, StepState.RUNNING}
 
 
-async def advance(connection: Connection, workflow_run_id: str, *, max_parameters_bytes: int) -> None:
+async def advance(connection: Connection, workflow_run_id: str, *, max_parameters_bytes: int) -> set[str]:
     """Start each step that has become ready, skip each that never will, and finish the workflow run with its last.
 
-    Asks nobody but the database. The transaction holds the lock on the workflow run from here on.
+    Asks nobody but the database. The transaction holds the lock on the workflow run from here on. Returns the scopes in
+    which there are turns to be given when it has committed.
     """
+    scopes: set[str] = set()
     run = await lock_workflow_run(connection, workflow_run_id)
     if run is None or run.state is not WorkflowRunState.RUNNING:
-        return
+        return scopes
     origin = Origin(run.created_by, run.request_id)
     steps = {step.name: step for step in await list_steps(connection, [workflow_run_id])}
     # In rounds: a step that can't be started decides about those behind it.
@@ -51,12 +53,15 @@ async def advance(connection: Connection, workflow_run_id: str, *, max_parameter
                 if isinstance(new, NewRun):
                     state, run_id = StepState.QUEUED, new.id
                     await queue_run(connection, new, origin)
+                    if new.turn_scope is not None:
+                        scopes.add(new.turn_scope)
                 else:
                     state, error = StepState.FAILED, new
             await set_step(connection, workflow_run_id, name, state, run_id=run_id, error=error)
             steps[name] = replace(steps[name], state=state, run_id=run_id, error=error)
     if not any(step.state in _OPEN for step in steps.values()):
         await _finish(connection, run, steps, origin)
+    return scopes
 
 
 def _decide(steps: Mapping[str, StepRecord]) -> dict[str, bool]:

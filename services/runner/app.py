@@ -35,6 +35,7 @@ from services.runner.scratch import Scratch
 from services.runner.secrets import DirectorySecrets, EnvironmentSecrets, SecretProvider
 from services.runner.settings import RunnerSettings
 from services.runner.store import JOURNAL_GUARD, RUNS_CHANNEL
+from services.runner.turns import Backlog, Turns
 from services.runner.uploads import Uploads
 from services.runner.worker import Stopping, Worker, WorkerSettings
 from services.runner.workflows import WorkflowAcceptance
@@ -110,9 +111,12 @@ class _Parts:
                 ThreadPoolExecutor(settings.concurrency * _THREADS_PER_RUN, thread_name_prefix="run")
             )
             journal = Journal(pool, "runner", news, guard=JOURNAL_GUARD)
+            turns = Turns(pool)
+            backlog = Backlog(pool, max_queued_runs=settings.max_queued_runs)
             lifecycle = Lifecycle(
                 pool,
                 journal,
+                turns,
                 metrics.finished,
                 runner=f"{socket.gethostname()}/{os.getpid()}",
                 max_parameters_bytes=settings.max_parameters_bytes,
@@ -129,16 +133,16 @@ class _Parts:
                 self.stopping,
             )
             limit = settings.max_parameters_bytes
-            application[routes.ACCEPTANCE] = Acceptance(pool, registry, max_parameters_bytes=limit)
+            application[routes.ACCEPTANCE] = Acceptance(pool, registry, turns, backlog, max_parameters_bytes=limit)
             application[routes.CATALOGUE] = Catalogue(pool, objects)
             application[routes.LIFECYCLE] = lifecycle
             application[routes.LOGS] = logs
             application[workflow_routes.WORKFLOW_ACCEPTANCE] = WorkflowAcceptance(
-                pool, registry, max_parameters_bytes=limit
+                pool, registry, turns, backlog, max_parameters_bytes=limit
             )
             await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))
-            await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), scratch))
+            await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), turns, scratch))
             yield
 
     async def _cells(self, runtimes: Runtimes, scratch: Scratch, threads: Executor) -> Cells:
@@ -178,7 +182,7 @@ async def _serving(worker: Worker, stopping: Stopping) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _tidying(logs: RunLogs, uploads: Uploads, scratch: Scratch) -> AsyncIterator[None]:
+async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, scratch: Scratch) -> AsyncIterator[None]:
     """Now and then clear up behind runners that are gone."""
 
     async def tidy() -> None:
@@ -187,6 +191,7 @@ async def _tidying(logs: RunLogs, uploads: Uploads, scratch: Scratch) -> AsyncIt
             try:
                 await logs.archive_leftovers()
                 await uploads.sweep()
+                await turns.sweep()
                 await asyncio.to_thread(scratch.sweep)
             except Exception:  # noqa: BLE001  # the next time may do better
                 _log.exception("not_tidied")

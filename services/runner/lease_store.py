@@ -47,8 +47,8 @@ _LEASE = """
         progress = NULL,
         progress_message = NULL
     WHERE id = $1
-    RETURNING id, lease, slug, version, revision, digest, artifact, workflow_run_id, parameters, inputs, limits,
-              secrets, retry, attempts, max_attempts, queued_ms, created_by, request_id
+    RETURNING id, lease, slug, version, revision, digest, artifact, workflow_run_id, turn_scope, parameters,
+              inputs, limits, secrets, retry, attempts, max_attempts, queued_ms, created_by, request_id
 """
 
 

@@ -19,6 +19,7 @@ from services.runner import lease_store, output_store, store, workflow_store
 from services.runner.advance import advance
 from services.runner.endings import Outcome
 from services.runner.store import Assignment, Ending, LockedRun
+from services.runner.turns import Turns
 
 _CANCELLED = "The run was cancelled before it started."
 _CANCELLED_BETWEEN = "The run was cancelled while it waited for another attempt."
@@ -58,6 +59,7 @@ class Lifecycle:
         self,
         pool: Pool,
         journal: Journal,
+        turns: Turns,
         on_finished: Callable[[RunState], None],
         *,
         runner: str,
@@ -65,6 +67,7 @@ class Lifecycle:
     ) -> None:
         self._pool = pool
         self._journal = journal
+        self._turns = turns
         self._on_finished = on_finished
         self._runner = runner
         self._max_parameters_bytes = max_parameters_bytes
@@ -140,7 +143,8 @@ class Lifecycle:
             }
             event = audit.Event("run.finished", f"run/{run_id}", digest=assignment.digest, detail=detail)
             await audit.append(connection, origin, event)
-            await self._ended(connection, assignment.workflow_run_id, run_id, ending.state)
+            scopes = await self._ended(connection, assignment.workflow_run_id, run_id, ending.state)
+        await self._turns.give(scopes | _scope_of(assignment))
         self._on_finished(ending.state)
         return True
 
@@ -158,9 +162,11 @@ class Lifecycle:
             if run.state.final:
                 raise Conflict(f"run {run_id} has already ended: it is {run.state.value}.", state=run.state.value)
             ended = await self._cancel_locked(connection, run_id, run, origin)
+            scopes = _scope_of(run)
             if ended and run.workflow_run_id is not None:
-                await advance(connection, run.workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+                scopes |= await self._advance(connection, run.workflow_run_id)
         if ended:
+            await self._turns.give(scopes)
             self._on_finished(RunState.CANCELLED)
 
     async def cancel_workflow_run(self, workflow_run_id: str, origin: Origin) -> None:
@@ -178,11 +184,13 @@ class Lifecycle:
                 connection, origin, audit.Event("workflow_run.cancel_requested", f"workflow-run/{workflow_run_id}")
             )
             await workflow_store.cancel_waiting_steps(connection, workflow_run_id)
-            ended = 0
+            ended, scopes = 0, set[str]()
             for step in await workflow_store.list_steps(connection, [workflow_run_id]):
                 if step.run_id is not None and (run := await store.lock_run(connection, step.run_id)):
                     ended += await self._cancel_locked(connection, step.run_id, run, origin)
-            await advance(connection, workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+                    scopes |= _scope_of(run)
+            scopes |= await self._advance(connection, workflow_run_id)
+        await self._turns.give(scopes)
         for _ in range(ended):
             self._on_finished(RunState.CANCELLED)
 
@@ -206,11 +214,17 @@ class Lifecycle:
         await self._journal.wake(connection, run_id)
         return True
 
-    async def _ended(self, connection: Connection, workflow_run_id: str | None, run_id: str, state: RunState) -> None:
+    async def _ended(
+        self, connection: Connection, workflow_run_id: str | None, run_id: str, state: RunState
+    ) -> set[str]:
         await self._journal.wake(connection, run_id)
-        if workflow_run_id is not None:
-            await self._step_is(connection, workflow_run_id, run_id, _STEP_STATES.get(state, StepState.FAILED))
-            await advance(connection, workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
+        if workflow_run_id is None:
+            return set()
+        await self._step_is(connection, workflow_run_id, run_id, _STEP_STATES.get(state, StepState.FAILED))
+        return await self._advance(connection, workflow_run_id)
+
+    async def _advance(self, connection: Connection, workflow_run_id: str) -> set[str]:
+        return await advance(connection, workflow_run_id, max_parameters_bytes=self._max_parameters_bytes)
 
     @staticmethod
     async def _step_is(connection: Connection, workflow_run_id: str | None, run_id: str, state: StepState) -> None:
@@ -227,6 +241,11 @@ def _judge(run: LockedRun, token: UUID) -> Verdict:
         return Verdict.EXECUTE  # asked for again
     tried_again = RetryOn.LOST in RetryPolicy.model_validate(run.retry).on and run.attempts < run.max_attempts
     return Verdict.EXECUTE if tried_again else Verdict.GIVE_UP
+
+
+def _scope_of(run: Assignment | LockedRun) -> set[str]:
+    """Where another run may have its turn when this one has ended."""
+    return set() if run.turn_scope is None else {run.turn_scope}
 
 
 def no_such_run(run_id: str) -> NotFound:

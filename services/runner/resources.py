@@ -26,6 +26,8 @@ def run_resource(record: RunRecord) -> Run:
         progress_message=record.progress_message,
         attempts=record.attempts,
         next_attempt_at=record.next_attempt_at,
+        priority=record.priority,
+        concurrency_key=record.concurrency_key,
         timings=Timings(
             queued_ms=record.queued_ms,
             first_byte_ms=record.first_byte_ms,

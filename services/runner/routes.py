@@ -60,8 +60,10 @@ class LogQuery(Request):
 async def post_run(request: web.Request) -> web.StreamResponse:
     """Accept a run."""
     wanted = await read_model(request, RunRequest)
-    run = await request.app[ACCEPTANCE].accept(wanted, origin_of(request))
-    return json_response(run_resource(run), status=202, headers={"Location": f"/runs/{run.id}"})
+    key = request.headers.get("Idempotency-Key")
+    accepted = await request.app[ACCEPTANCE].accept(wanted, origin_of(request), idempotency_key=key)
+    headers = {"Location": f"/runs/{accepted.run.id}"}
+    return json_response(run_resource(accepted.run), status=202 if accepted.is_new else 200, headers=headers)
 
 
 @requires(Scope.RUNS_READ)

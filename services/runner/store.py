@@ -12,6 +12,9 @@ from uuid import UUID
 from libs.common.database import Connection
 from libs.common.models import RunState
 
+IDEMPOTENCY_KEY_INDEX = "runs_by_idempotency_key"
+"""The index that lets one actor use an idempotency key for one run."""
+
 JOURNAL_GUARD = "SELECT FROM runner.runs WHERE id = $1 AND lease = $2 AND finished_at IS NULL FOR KEY SHARE"
 """Who may write to the log of a run: the holder of its lease, until it ends."""
 
@@ -38,8 +41,14 @@ class NewRun:
     secrets: list[str]
     retry: dict[str, Any]
     max_attempts: int
+    priority: int
+    concurrency_key: str | None
+    max_running: int | None
+    turn_scope: str | None
     created_by: str
     request_id: str | None
+    idempotency_key: str | None = None
+    idempotency_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,8 @@ class RunRecord:
     sandbox: dict[str, Any] | None
     log_key: str | None
     next_attempt_at: datetime | None
+    priority: int
+    concurrency_key: str | None
     created_at: datetime
     created_by: str
     started_at: datetime | None
@@ -88,6 +99,7 @@ class LockedRun:
     max_attempts: int
     retry: dict[str, Any]
     wait_seconds: float
+    turn_scope: str | None
     cancel_requested: bool
     lease: UUID | None
 
@@ -104,6 +116,7 @@ class Assignment:
     digest: str
     artifact: dict[str, Any]
     workflow_run_id: str | None
+    turn_scope: str | None
     parameters: dict[str, Any]
     inputs: dict[str, Any]
     limits: dict[str, Any]
@@ -160,9 +173,10 @@ class RunFilter:
 
 _INSERT = """
     INSERT INTO runner.runs (id, slug, version, revision, digest, artifact, job, workflow_run_id, step, parameters,
-                             inputs, limits, secrets, retry, max_attempts, created_by,
-                             request_id)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+                             inputs, limits, secrets, retry, max_attempts, priority, concurrency_key, max_running,
+                             turn_scope, has_turn, created_by, request_id, idempotency_key, idempotency_digest)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+            CASE WHEN $19::text IS NOT NULL THEN false END, $20, $21, $22, $23)
 """
 
 
@@ -185,18 +199,28 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
         run.secrets,
         run.retry,
         run.max_attempts,
+        run.priority,
+        run.concurrency_key,
+        run.max_running,
+        run.turn_scope,
         run.created_by,
         run.request_id,
+        run.idempotency_key,
+        run.idempotency_digest,
     )
 
 
 _SHOWN = """
     id, state, slug, version, revision, digest, job, workflow_run_id, step, parameters, inputs, result, error, progress,
     progress_message, attempts, queued_ms, first_byte_ms, fetch_ms, start_ms, handler_ms, upload_ms, remove_ms, sandbox,
-    log_key, next_attempt_at, created_at, created_by, started_at, finished_at
+    log_key, next_attempt_at, priority, concurrency_key, created_at, created_by, started_at, finished_at
 """
 
 _GET = f"SELECT {_SHOWN} FROM runner.runs WHERE id = $1"  # noqa: S608  # a constant
+
+_FIND_BY_KEY = f"""
+    SELECT idempotency_digest, {_SHOWN} FROM runner.runs WHERE created_by = $1 AND idempotency_key = $2
+"""  # noqa: S608  # constants
 
 _LIST = f"""
     SELECT {_SHOWN}
@@ -217,6 +241,15 @@ async def get_run(connection: Connection, run_id: str) -> RunRecord | None:
     return _record(row) if row else None
 
 
+async def find_by_idempotency_key(connection: Connection, actor: str, key: str) -> tuple[str, RunRecord] | None:
+    """The run that an actor asked for with this key, and the digest of that request; None where there is none."""
+    row = await connection.fetchrow(_FIND_BY_KEY, actor, key)
+    if row is None:
+        return None
+    values = dict(row)
+    return values.pop("idempotency_digest"), _record(values)
+
+
 async def list_runs(connection: Connection, wanted: RunFilter, *, before: str | None, limit: int) -> list[RunRecord]:
     """Runs, newest first, whose ids come before `before`."""
     rows = await connection.fetch(_LIST, wanted.state, wanted.slug, wanted.job, wanted.workflow_run_id, before, limit)
@@ -224,7 +257,7 @@ async def list_runs(connection: Connection, wanted: RunFilter, *, before: str | 
 
 
 _LOCK = """
-    SELECT state, workflow_run_id, attempts, max_attempts, retry,
+    SELECT state, workflow_run_id, attempts, max_attempts, retry, turn_scope,
            greatest(0, coalesce(extract(epoch FROM next_attempt_at - now()), 0))::float8 AS wait_seconds,
            cancel_requested_at IS NOT NULL AS cancel_requested, lease
     FROM runner.runs

@@ -15,6 +15,7 @@ from libs.common.models import JobDefinition, Resolution, StepDefinition, Workfl
 from services.runner.acceptance import check_input_name, check_parameters
 from services.runner.advance import advance
 from services.runner.references import find_job, find_workflow, resolve_bundle
+from services.runner.turns import Backlog, Turns
 from services.runner.workflow_store import (
     NewStep,
     StepRecord,
@@ -38,13 +39,18 @@ class WorkflowRunView:
 class WorkflowAcceptance:
     """Takes requests for workflow runs."""
 
-    def __init__(self, pool: Pool, registry: RegistryClient, *, max_parameters_bytes: int) -> None:
+    def __init__(
+        self, pool: Pool, registry: RegistryClient, turns: Turns, backlog: Backlog, *, max_parameters_bytes: int
+    ) -> None:
         self._pool = pool
         self._registry = registry
+        self._turns = turns
+        self._backlog = backlog
         self._max_parameters_bytes = max_parameters_bytes
 
     async def accept(self, slug: str, parameters: Mapping[str, Any], origin: Origin) -> WorkflowRunView:
-        """Start a workflow. All that its steps will execute is pinned now."""
+        """Start a workflow. All that its steps will execute is pinned now. TooManyRequests when the queue is full."""
+        await self._backlog.require_room()
         workflow = await find_workflow(self._registry, slug)
         _check_inputs(workflow.definition)
         merged = {**workflow.definition.parameters, **parameters}
@@ -61,9 +67,10 @@ class WorkflowAcceptance:
                 detail={"workflow": slug, "revision": workflow.revision},
             )
             await audit.append(connection, origin, event)
-            await advance(connection, identifier, max_parameters_bytes=self._max_parameters_bytes)
+            scopes = await advance(connection, identifier, max_parameters_bytes=self._max_parameters_bytes)
             run = await get_workflow_run(connection, identifier)
             records = await list_steps(connection, [identifier])
+        await self._turns.give(scopes)
         if run is None:
             raise LookupError(identifier)
         return WorkflowRunView(run, records)

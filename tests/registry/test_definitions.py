@@ -93,3 +93,12 @@ async def test_names_of_secrets_that_can_be_none_are_refused(registry: RunningRe
     assert (await registry.request("PUT", "/jobs/greet", json=body)).status == 400
     body["secrets"] = ["api-key", "tls.key", "DB_PASSWORD"]
     assert (await registry.request("PUT", "/jobs/greet", json=body)).status == 201
+
+
+async def test_a_concurrency_key_knows_only_parameters(registry: RunningRegistry) -> None:
+    body = {"bundle": "hello@latest", "concurrencyKey": "{{ parameters.a }} {{ steps.b.result }}"}
+    refused = await registry.request("PUT", "/jobs/keyed", json=body)
+    assert (refused.status, refused.json["type"]) == (400, "urn:stowage:problem:invalid-concurrency-key")
+    body = {"bundle": "hello@latest", "concurrencyKey": "day {{ parameters.day.of-month }}"}
+    kept = await registry.request("PUT", "/jobs/keyed", json=body)
+    assert (kept.status, kept.json["definition"]["concurrencyKey"]) == (201, body["concurrencyKey"])

@@ -19,6 +19,7 @@ from services.runner import output_store, store
 from services.runner.lifecycle import Leased, Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.store import JOURNAL_GUARD, Ending, Timings
+from services.runner.turns import Turns
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
@@ -142,7 +143,7 @@ async def test_who_lost_the_lease_can_neither_log_nor_archive_nor_finish(
     async with open_pool(own.database_url, size=4, application_name="test") as pool:
         news = Notifications(own.database_url, "runner_journal")
         journal = Journal(pool, "runner", news, guard=JOURNAL_GUARD)
-        lifecycle = Lifecycle(pool, journal, lambda _state: None, runner="test", max_parameters_bytes=1000)
+        lifecycle = Lifecycle(pool, journal, Turns(pool), lambda _state: None, runner="test", max_parameters_bytes=1000)
         logs = RunLogs(pool, journal, objects)
         first = await _lease(lifecycle, run.id)
         async with journal.writing(run.id, holder=first.assignment.lease) as old:

@@ -14,6 +14,7 @@ from libs.common.database import Notifications, open_pool
 from libs.common.journal import Journal
 from libs.common.models import JobDefinition, RetryPolicy, RunRequest, RunState
 from services.runner.lifecycle import Leased, Lifecycle, Verdict
+from services.runner.turns import Turns
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
@@ -211,7 +212,7 @@ async def test_a_lease_that_is_asked_for_twice_begins_one_attempt_and_another_be
     )
     async with open_pool(own.database_url, size=4, application_name="test") as pool:
         journal = Journal(pool, "runner", Notifications(own.database_url, "runner_journal"))
-        lifecycle = Lifecycle(pool, journal, lambda _state: None, runner="test", max_parameters_bytes=1000)
+        lifecycle = Lifecycle(pool, journal, Turns(pool), lambda _state: None, runner="test", max_parameters_bytes=1000)
         tokens = [uuid4(), uuid4(), uuid4()]
         found = [await lifecycle.lease(run.id, token) for token in sorted(tokens * 2)]
         assert [(leased.verdict, leased.assignment.attempts) for leased in found if isinstance(leased, Leased)] == [
