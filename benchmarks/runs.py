@@ -22,7 +22,7 @@ from benchmarks.bundles import duckdb_tree
 from benchmarks.report import compare, machine, percentile
 from infra.local.home import StackInfo
 from libs.common.client import RegistryClient, RunnerClient
-from libs.common.models import Run, RunRequest
+from libs.common.models import Run, RunRequest, RunState
 from libs.common.objects import ObjectStore
 from libs.common.removal import remove_tree
 from libs.common.settings import ServiceSettings
@@ -43,6 +43,10 @@ export async function handler() {
 }
 """
 _NOOP = "export const handler = () => 1;"
+_WAIT = (
+    "export const handler = ({ signal }) => new Promise((go) => (setInterval(() => {}, 1000), signal.onabort = go));"
+)
+_CONCURRENCY = 2
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,9 @@ def _by_hand(url: str, directory: Path) -> float:
 
 
 async def _drain(stack: _Stack, runs: int, rounds: int) -> None:
-    """Runs that do nothing: all are queued first, then one runner drains them."""
+    """Runs that do nothing: they are queued while others keep the runner busy, which are then cancelled."""
     await stack.publish("noop", _node_bundle("noop", _NOOP, {}))
+    await stack.publish("waits", _node_bundle("waits", _WAIT, {}))
     script = stack.work / "noop.mjs"
     script.write_text(_NOOP + " handler();")
     rates, theirs = [], []
@@ -154,6 +159,10 @@ async def _drain(stack: _Stack, runs: int, rounds: int) -> None:
 
 async def _drained(stack: _Stack, runs: int) -> float:
     """Runs per second, from the first that was leased to the last that ended."""
+    busy = [(await stack.runner.start_run(RunRequest(bundle="waits@1.0.0"))).id for _ in range(_CONCURRENCY)]
+    for run_id in busy:
+        while (await stack.runner.run(run_id)).state is not RunState.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     turns = asyncio.Semaphore(8)
 
     async def start() -> str:
@@ -161,6 +170,8 @@ async def _drained(stack: _Stack, runs: int) -> float:
             return (await stack.runner.start_run(RunRequest(bundle="noop@1.0.0"))).id
 
     started = await asyncio.gather(*(start() for _ in range(runs)))
+    for run_id in busy:
+        await stack.runner.cancel(run_id)
     while not (await stack.runner.run(started[-1])).state.final:  # noqa: ASYNC110
         await asyncio.sleep(0.2)
     ended = []

@@ -184,6 +184,11 @@ class RunnerClient(ServiceClient):
         """A run."""
         return await self.get(f"/runs/{quote(run_id, safe='')}", models.Run)
 
+    async def cancel(self, run_id: str) -> None:
+        """Ask a run to end."""
+        async with self.request("POST", f"/runs/{quote(run_id, safe='')}/cancel"):
+            pass
+
     async def outputs(self, run_id: str) -> list[models.Output]:
         """Every output of a run."""
         found: list[models.Output] = []
