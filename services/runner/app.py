@@ -30,6 +30,7 @@ from services.runner.lifecycle import Lifecycle
 from services.runner.limits import Language
 from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
+from services.runner.sandbox.cgroups import ControlGroups
 from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
 from services.runner.scratch import Scratch
 from services.runner.secrets import DirectorySecrets, EnvironmentSecrets, SecretProvider
@@ -156,6 +157,7 @@ class _Parts:
             runtimes,
             sandbox,
             scratch,
+            await asyncio.to_thread(ControlGroups.claim),
             threads,
             kinds=tuple(CellKind(language, network=False, limits=settings.job_limits()) for language in languages),
             warm=settings.concurrency if settings.warm is None else settings.warm,

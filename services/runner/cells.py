@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -17,6 +17,7 @@ from libs.common.log import get_logger
 from services.runner.compatibility import Runtimes
 from services.runner.limits import JobLimits, Language
 from services.runner.process import JobProcess
+from services.runner.sandbox.cgroups import ControlGroup, ControlGroups
 from services.runner.sandbox.layers import Confinement, Interior, Sandbox, environment_of
 from services.runner.scratch import RunDirectory, Scratch
 
@@ -51,6 +52,7 @@ class Cells:
         runtimes: Runtimes,
         sandbox: Sandbox,
         scratch: Scratch,
+        groups: ControlGroups | None,
         threads: Executor,
         *,
         kinds: tuple[CellKind, ...],
@@ -60,6 +62,7 @@ class Cells:
         self._runtimes = runtimes
         self._sandbox = sandbox
         self._scratch = scratch
+        self._groups = groups
         self._threads = threads
         self._max_event_bytes = max_event_bytes
         self._names = count(1)
@@ -138,17 +141,37 @@ class Cells:
             arguments = [f"--max-old-space-size={heap}", f"{inside.harnesses}/node.mjs"]
         else:
             arguments = ["-I", "-S", "-X", "utf8", f"{inside.harnesses}/python.py"]
-        process = await JobProcess.start(
-            lambda descriptors, handshake: self._sandbox.wrap(
-                program, directory, [*arguments, *descriptors], handshake, network=kind.network
-            ),
-            directory=directory.bundle,
-            environment=environment_of(inside),
-            marker=directory.marker,
-            limits=kind.limits.of_process(kind.language),
-            max_event_bytes=self._max_event_bytes,
-        )
-        return Cell(directory, inside, self._sandbox.confinement(network=kind.network), process, context)
+        group = self._group(directory, kind.limits)
+        try:
+            process = await JobProcess.start(
+                lambda descriptors, handshake: self._sandbox.wrap(
+                    program, directory, [*arguments, *descriptors], handshake, network=kind.network
+                ),
+                directory=directory.bundle,
+                environment=environment_of(inside),
+                marker=directory.marker,
+                limits=kind.limits.of_process(kind.language),
+                max_event_bytes=self._max_event_bytes,
+                group=group,
+            )
+        except BaseException:
+            if group is not None:
+                await asyncio.shield(self._in_thread(group.remove))
+            raise
+        return Cell(directory, inside, self._confinement(kind), process, context)
+
+    def _group(self, directory: RunDirectory, limits: JobLimits) -> ControlGroup | None:
+        if self._groups is None:
+            return None
+        return self._groups.create(directory.root.name, memory_bytes=limits.memory_bytes, processes=limits.processes)
+
+    def _confinement(self, kind: CellKind) -> Confinement:
+        """What the sandbox gives, and with control groups that."""
+        found = self._sandbox.confinement(network=kind.network)
+        if self._groups is None:
+            return found
+        names = ("cgroup", *(f"cgroup-{name}" for name in sorted(self._groups.controllers)))
+        return replace(found, layers=(*found.layers, *names))
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

@@ -36,14 +36,14 @@ class Meter:
     def __init__(self, ancestor: int, directory: RunDirectory, limits: JobLimits) -> None:
         self._ancestor = ancestor
         self._directories = (directory.outputs, directory.tmp, directory.home)
-        self._limits = limits
+        self.limits = limits
 
     async def excess(self) -> RunFailed:
         """Return when the run takes more than it may, with what is to be said of it."""
         while True:
             begun = time.monotonic()
-            usage = await asyncio.to_thread(measure, self._ancestor, self._directories, self._limits)
-            if (failure := judge(usage, self._limits)) is not None:
+            usage = await asyncio.to_thread(measure, self._ancestor, self._directories, self.limits)
+            if (failure := judge(usage, self.limits)) is not None:
                 return failure
             await asyncio.sleep(max(_SAMPLE_SECONDS, _SHARE * (time.monotonic() - begun)))
 
@@ -69,11 +69,7 @@ def measure(ancestor: int, directories: tuple[Path, ...], limits: JobLimits) -> 
 def judge(usage: Usage, limits: JobLimits) -> RunFailed | None:
     """What is wrong with the usage, if anything is."""
     if usage.memory_bytes > limits.memory_bytes:
-        return RunFailed(
-            "memory_exceeded",
-            f"The job's processes used more than {_mib(limits.memory_bytes)} of memory together, which is the limit, "
-            "and were ended. Process less at a time, or raise “memoryBytes” in the job's limits.",
-        )
+        return memory_exceeded(limits)
     if usage.processes > limits.processes:
         return RunFailed(
             "processes_exceeded",
@@ -93,6 +89,15 @@ def judge(usage: Usage, limits: JobLimits) -> RunFailed | None:
             "what belongs together into one file.",
         )
     return None
+
+
+def memory_exceeded(limits: JobLimits) -> RunFailed:
+    """What is to be said of a job that took more memory than it may."""
+    return RunFailed(
+        "memory_exceeded",
+        f"The job's processes used more than {_mib(limits.memory_bytes)} of memory together, which is the limit, and "
+        "were ended. Process less at a time, or raise “memoryBytes” in the job's limits.",
+    )
 
 
 def _mib(size: int) -> str:

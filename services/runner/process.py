@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from services.runner.lines import LineReader
 from services.runner.processes import count_tasks, kill_strays
+from services.runner.sandbox.cgroups import ControlGroup
 from services.runner.sandbox.layers import Handshake, Wrapped
 
 MAX_LINE_BYTES = 16 * 1024
@@ -64,12 +65,14 @@ class Listeners:
 class JobProcess:
     """A confined process with no environment but what it is given. What it says is kept until somebody attends."""
 
-    def __init__(self, popen: "subprocess.Popen[bytes]", marker: str) -> None:
+    def __init__(self, popen: "subprocess.Popen[bytes]", marker: str, group: ControlGroup | None) -> None:
         self._popen = popen
         self._marker = marker
+        self._group = group
         self._pidfd = os.pidfd_open(popen.pid)
         self._first: _First | None = None
         self._code: int | None = None
+        self.ran_out_of_memory = False
         self._ended = asyncio.Event()
         self._control: asyncio.WriteTransport | None = None
         self._readers: list[LineReader] = []
@@ -87,11 +90,13 @@ class JobProcess:
         marker: str,
         limits: ProcessLimits,
         max_event_bytes: int,
+        group: ControlGroup | None = None,
     ) -> Self:
         """Start what `wrap` makes of two more arguments: the descriptors of the control and the event channel.
 
         The limits are set before anything of the job's is executed. `marker` begins a variable of the environment that
-        no other job has. OSError when it can't be started, with what the sandbox said.
+        no other job has. With a control group everything ends that is in it, and it is removed, when this is closed.
+        OSError when it can't be started, with what the sandbox said.
         """
         pipes = {name: os.pipe() for name in ("control", "event", "stdout", "stderr", "info", "block")}
         theirs = [pipes["control"][0], *(pipes[name][1] for name in ("event", "stdout", "stderr", "info"))]
@@ -118,7 +123,7 @@ class JobProcess:
         finally:
             for descriptor in (*theirs, *wrapped.descriptors):
                 os.close(descriptor)
-        process = cls(popen, marker)
+        process = cls(popen, marker, group)
         try:
             await process._connect(ours, max_event_bytes)
             await process._shake_hands(info, block, wrapped, limits)
@@ -188,6 +193,10 @@ class JobProcess:
             await self._first.gone()
             if not self._first.contained:
                 await asyncio.to_thread(kill_strays, self._marker)
+        if self._group is not None:
+            self.ran_out_of_memory = self._group.ran_out_of_memory()
+            self._group.kill()
+            await asyncio.to_thread(self._group.remove)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -223,6 +232,8 @@ class JobProcess:
             raise OSError(errno.ETIMEDOUT, "the sandbox was not set up in time") from None
         self._first = _First(pid, contained=wrapped.contained)
         with contextlib.suppress(ProcessLookupError):  # it has died at once; that is found soon enough
+            if self._group is not None:
+                self._group.add(pid)
             limit_process(pid, limits, alone=wrapped.contained)
             os.setpriority(os.PRIO_PROCESS, pid, _NICENESS)
         with contextlib.suppress(BrokenPipeError):  # the same

@@ -14,7 +14,7 @@ from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import Failed, Returned, Verdict
 from services.runner.interrupts import Interrupt, Interrupts
 from services.runner.masking import Mask, MaskedStream
-from services.runner.metering import Meter
+from services.runner.metering import Meter, memory_exceeded
 from services.runner.process import MAX_LINE_BYTES, JobProcess
 from services.runner.values import clean_text
 
@@ -127,6 +127,8 @@ async def supervise(
     code = await process.close()
     if end is _End.CANCELLED and interrupts.reason is not Interrupt.CANCEL:
         raise AttemptInterrupted
+    if process.ran_out_of_memory and voice.verdict is None:
+        end = memory_exceeded(meter.limits)
     if isinstance(end, RunFailed):
         end.log_tail = voice.tail
         raise end

@@ -22,7 +22,7 @@ from services.runner.settings import RunnerSettings
 from tests.backend import Backend
 from tests.registry.running import Answer, RunningRegistry, make_token
 
-OPEN = {"sandbox": "limits", "sandbox_minimum": "limits"}
+OPEN: dict[str, Any] = {"sandbox": "limits", "sandbox_minimum": "limits"}
 """Settings with which jobs may touch the machine: for tests that look at what a job did outside its directory."""
 
 _CHECKS = ("database", "bucket", "queue")
@@ -153,15 +153,15 @@ async def running_runner(
 
 @contextlib.asynccontextmanager
 async def runner_process(
-    backend: Backend, registry: RunningRegistry, scratch: Path, **settings: Any
+    backend: Backend, registry: RunningRegistry, scratch: Path, *, prefix: Sequence[str] = (), **settings: Any
 ) -> AsyncIterator[RunnerProcess]:
-    """The same as a program, to be killed."""
+    """The same as a program, to be killed. `prefix` is a command that executes the one behind it."""
     port = _free_port()
     chosen = await _settings(backend, registry, scratch, port, settings)
     environment = {f"STOWAGE_RUNNER_{name.upper()}": str(value) for name, value in chosen.items()}
     with (scratch.parent / f"{scratch.name}-{port}.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.runner", "serve"),
+            *(*prefix, sys.executable, "-m", "services.runner", "serve"),
             cwd=_ROOT,
             env={"PATH": os.environ["PATH"], **environment},
             stdout=log,
