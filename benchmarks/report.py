@@ -17,13 +17,20 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def compare(name: str, ours: Sequence[float], theirs: Sequence[float], *, against: str, unit: str = "ms") -> float:
-    """Print both and the ratio of each pair, ours over theirs; returns the median ratio."""
+def compare(name: str, ours: Sequence[float], theirs: Sequence[float], *, against: str, target: float) -> float:
+    """Print both, in seconds, and the ratio of each pair, ours over theirs, beside what it may be at most.
+
+    Returns the median ratio.
+    """
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    scale = 1000 if unit == "ms" else 1
     print(
-        f"{name:44} p50 {statistics.median(ours) * scale:8.1f} p95 {percentile(ours, 0.95) * scale:8.1f} {unit}"
-        f"   {against}: p50 {statistics.median(theirs) * scale:8.1f} p95 {percentile(theirs, 0.95) * scale:8.1f} {unit}"
-        f"   ratio p50 {statistics.median(ratios):5.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
+        f"{name:38} p50 {_ms(statistics.median(ours))} p95 {_ms(percentile(ours, 0.95))} ms"
+        f"   {against:16} p50 {_ms(statistics.median(theirs))} p95 {_ms(percentile(theirs, 0.95))} ms"
+        f"   ratio p50 {statistics.median(ratios):.2f} p95 {percentile(ratios, 0.95):.2f} min {min(ratios):.2f}"
+        f"   target {target:.2f}"
     )
     return statistics.median(ratios)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:7.0f}"
