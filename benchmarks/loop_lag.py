@@ -65,11 +65,12 @@ def _timed_callbacks(notes: Notes) -> Iterator[None]:
     run = Handle._run
 
     def timed(self: Handle) -> None:
+        callback = self._callback  # type: ignore[attr-defined]  # gone afterwards, where a reader removes itself
         begun, cpu = time.perf_counter(), time.thread_time()
         run(self)
         elapsed = time.perf_counter() - begun
         if elapsed > _NOTED_SECONDS:
-            notes.callbacks.append((time.monotonic(), elapsed, time.thread_time() - cpu, _name(self)))
+            notes.callbacks.append((time.monotonic(), elapsed, time.thread_time() - cpu, _name(callback)))
 
     Handle._run = timed  # type: ignore[method-assign]
     try:
@@ -78,8 +79,7 @@ def _timed_callbacks(notes: Notes) -> Iterator[None]:
         Handle._run = run  # type: ignore[method-assign]
 
 
-def _name(handle: Handle) -> str:
-    callback = getattr(handle, "_callback", None)
+def _name(callback: Any) -> str:
     owner = getattr(callback, "__self__", None)
     if isinstance(owner, asyncio.Task):
         coroutine: Any = owner.get_coro()
