@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ _HOURS = 24
 _POLL_SECONDS = 0.2
 _REFRESH_PER_SECOND = 4
 _DIGEST_CHARACTERS = 19
+_PHASES = {
+    "queued_ms": "queued",
+    "fetch_ms": "fetch",
+    "start_ms": "start",
+    "handler_ms": "handler",
+    "upload_ms": "outputs",
+    "remove_ms": "removal",
+}
 _SUMMARY_CHARACTERS = 60
 
 
@@ -58,7 +67,7 @@ class Rows:
         return f"{self.ended.get(name, time.monotonic()) - self.started[name]:.1f} s"
 
     def __rich__(self) -> Table:
-        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
         table.add_column("", min_width=34)
         table.add_column("elapsed", justify="right", min_width=8)
         for column in self.columns:
@@ -80,6 +89,7 @@ async def run_demo(info: StackInfo, console: Console, target: Path) -> None:
         ingest = await _run_workflow(runner, console, _INGEST, {"hours": _HOURS})
         load = _step(ingest, "load")
         publication = await _run_workflow(runner, console, _PUBLICATION, {"ingestRun": load.run_id})
+        await _show_phases(runner, console, [*ingest.steps, *publication.steps])
         await _fetch_outputs(runner, publication, target)
 
 
@@ -168,6 +178,22 @@ async def _follow_workflow(runner: RunnerClient, run: WorkflowRun, rows: Rows) -
             return run
         await asyncio.sleep(_POLL_SECONDS)
         run = await runner.workflow_run(run.id)
+
+
+async def _show_phases(runner: RunnerClient, console: Console, steps: Sequence[Step]) -> None:
+    """What each run spent its time on, and how it was confined."""
+    console.print("\n[bold]What the runs spent their time on[/bold], in milliseconds")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("", no_wrap=True)
+    for phase in (*_PHASES.values(), "sandbox"):
+        table.add_column(phase, no_wrap=True, justify="left" if phase == "sandbox" else "right")
+    for step in steps:
+        if step.run_id is not None:
+            run = await runner.run(step.run_id)
+            spent = [getattr(run.timings, name) for name in _PHASES]
+            values = ["" if value is None else str(value) for value in spent]
+            table.add_row(step.name, *values, run.sandbox.level if run.sandbox else "")
+    console.print(table)
 
 
 def _summary(result: Any) -> str:
