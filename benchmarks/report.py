@@ -17,20 +17,25 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def compare(name: str, ours: Sequence[float], theirs: Sequence[float], *, against: str, target: float) -> float:
-    """Print both, in seconds, and the ratio of each pair, ours over theirs, beside what it may be at most.
+def compare(
+    name: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    against: str,
+    unit: str = "ms",
+    target: float | None = None,
+) -> float:
+    """Print both and the ratio of each pair, ours over theirs, beside what it may be at most; the median ratio.
 
-    Returns the median ratio.
+    In seconds where `unit` is ms.
     """
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    scale = 1000 if unit == "ms" else 1
     print(
-        f"{name:38} p50 {_ms(statistics.median(ours))} p95 {_ms(percentile(ours, 0.95))} ms"
-        f"   {against:16} p50 {_ms(statistics.median(theirs))} p95 {_ms(percentile(theirs, 0.95))} ms"
+        f"{name:38} p50 {statistics.median(ours) * scale:7.1f} p95 {percentile(ours, 0.95) * scale:7.1f} {unit}"
+        f"   {against}: p50 {statistics.median(theirs) * scale:7.1f} p95 {percentile(theirs, 0.95) * scale:7.1f} {unit}"
         f"   ratio p50 {statistics.median(ratios):.2f} p95 {percentile(ratios, 0.95):.2f} min {min(ratios):.2f}"
-        f"   target {target:.2f}"
+        + (f"   target {target:.2f}" if target is not None else "")
     )
     return statistics.median(ratios)
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:7.0f}"

@@ -159,10 +159,19 @@ def _batches(decompression: Decompression, chunks: Iterable[bytes]) -> Iterator[
 
 
 def _ahead(items: Iterator[Item]) -> Generator[Item]:
-    """The same items, none of which is None, drawn `_AHEAD` in advance by a thread that is gone when this is closed."""
+    """The same items, none of which is None, drawn `_AHEAD` in advance by a thread that is gone when this is closed.
+
+    Where no thread can be had (a job may have used up what its pod is allowed) they are drawn one by one.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="unpack") as thread:
         try:
-            waiting: deque[Future[Item | None]] = deque(thread.submit(next, items, None) for _ in range(_AHEAD))
+            first = thread.submit(next, items, None)
+        except RuntimeError:
+            yield from items
+            return
+        try:
+            waiting: deque[Future[Item | None]] = deque([first])
+            waiting.extend(thread.submit(next, items, None) for _ in range(_AHEAD - 1))
             while (item := waiting.popleft().result()) is not None:
                 waiting.append(thread.submit(next, items, None))
                 yield item

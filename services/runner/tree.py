@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +137,15 @@ class TreeExtractor:
         """Write the files that were collected."""
         batch, self._batch = self._batch, []
         files = iter(batch)  # which two threads may share
-        if len(batch) < _WORTH_SHARING:
+        shared: list[Future[None]] = []
+        if len(batch) >= _WORTH_SHARING:
+            with suppress(RuntimeError):  # no thread can be had
+                shared.append(self._second.submit(self._write_files, files))
+        try:
             self._write_files(files)
-        else:
-            second = self._second.submit(self._write_files, files)
-            try:
-                self._write_files(files)
-            finally:
-                wait([second])
+        finally:
+            wait(shared)
+        for second in shared:
             second.result()
         self._close_left()
 
@@ -190,7 +191,11 @@ class TreeExtractor:
     def _create(self, file: _File) -> int:
         descriptor = os.open(file.name, _FILE_FLAGS, file.mode, dir_fd=file.directory)
         if self._set_modes:
-            os.fchmod(descriptor, file.mode)
+            try:
+                os.fchmod(descriptor, file.mode)
+            except OSError:
+                os.close(descriptor)
+                raise
         return descriptor
 
     def _open_root(self, destination: Path) -> bool:

@@ -301,7 +301,7 @@ def test_cancelling_stops_between_chunks(tmp_path: Path) -> None:
 
 # Imported before the rights are given up: the installation may be root's own.
 PREPARE = """
-import hashlib, os, sys
+import hashlib, os, resource, sys
 from pathlib import Path
 from services.runner.extraction import extract_stream, remove_tree
 if os.geteuid() == 0:
@@ -343,6 +343,16 @@ def test_extraction_needs_no_rights(shared: Path) -> None:
     done = in_child(EXTRACT, archive, shared / "bundle")
     assert done.returncode == 0, done.stderr
     assert tree(shared / "bundle") == EXPECTED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user's other processes count as well: here it is one that has none")
+def test_extraction_needs_no_further_threads(shared: Path) -> None:
+    archive = shared / "a.tgz"
+    archive.write_bytes(tgz(*(file(f"f{number}", b"1") for number in range(500))))
+    archive.chmod(0o644)
+    done = in_child("resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n" + EXTRACT, archive, shared / "b")
+    assert done.returncode == 0, done.stderr
+    assert len(tree(shared / "b")) == 500
 
 
 def test_full_device_is_a_clear_error(tmp_path: Path) -> None:
