@@ -23,19 +23,15 @@ def compare(
     theirs: Sequence[float],
     *,
     against: str,
+    target: str,
+    scale: float = 1000,
     unit: str = "ms",
-    target: float | None = None,
-) -> float:
-    """Print both and the ratio of each pair, ours over theirs, beside what it may be at most; the median ratio.
-
-    In seconds where `unit` is ms.
-    """
+) -> None:
+    """Print both times `scale`, and the ratio of each pair, ours over theirs, beside what it should be."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    scale = 1000 if unit == "ms" else 1
     print(
         f"{name:38} p50 {statistics.median(ours) * scale:7.1f} p95 {percentile(ours, 0.95) * scale:7.1f} {unit}"
         f"   {against}: p50 {statistics.median(theirs) * scale:7.1f} p95 {percentile(theirs, 0.95) * scale:7.1f} {unit}"
         f"   ratio p50 {statistics.median(ratios):.2f} p95 {percentile(ratios, 0.95):.2f} min {min(ratios):.2f}"
-        + (f"   target {target:.2f}" if target is not None else "")
+        f" max {max(ratios):.2f}   target {target}"
     )
-    return statistics.median(ratios)

@@ -142,8 +142,8 @@ def _compare(objects: ObjectStore, name: str, tree: Path, places: list[Place], r
         times = _measure(place, ways, rounds)
         for ours, label in (("published", "as published"), ("same", "same bytes")):
             row = f"{place.name}: {label}"
-            compare(row, times[ours], times["curl"], against="curl | tar -xz", target=target)
-            compare(row, times[ours], times["floor"], against="tar -xf (floor)", target=_FLOOR_TARGET)
+            compare(row, times[ours], times["curl"], against="curl | tar -xz", target=f"at most {target:.2f}")
+            compare(row, times[ours], times["floor"], against="tar -xf (floor)", target=f"at most {_FLOOR_TARGET:.2f}")
 
 
 def _memory_kb(field: str) -> int:
