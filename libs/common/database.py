@@ -41,14 +41,23 @@ async def _prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         )
 
 
+async def _leave_as_it_is(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Open transactions and listeners are ended by asyncpg itself."""
+
+
 @asynccontextmanager
-async def open_pool(url: str, *, size: int, application_name: str) -> AsyncIterator[Pool]:
-    """A pool of at most `size` connections. `json` and `jsonb` columns are Python values in both directions."""
+async def open_pool(url: str, *, size: int, application_name: str, reset_sessions: bool = True) -> AsyncIterator[Pool]:
+    """A pool of at most `size` connections. `json` and `jsonb` columns are Python values in both directions.
+
+    Whoever leaves no settings, cursors or advisory locks behind in a session need not have them reset each time that a
+    connection is given back, which costs a round trip.
+    """
     pool = await asyncpg.create_pool(
         url,
         min_size=1,
         max_size=size,
         init=_prepare,
+        reset=None if reset_sessions else _leave_as_it_is,
         command_timeout=60,
         server_settings={"application_name": application_name, "timezone": "UTC"},
     )

@@ -60,15 +60,20 @@ class Journal:
             "WHERE stream = $1 AND seq > $2 ORDER BY seq LIMIT $3"
         )
         self._last = f"SELECT coalesce(max(seq), 0) FROM {table} WHERE stream = $1"  # noqa: S608
-        self._delete = f"DELETE FROM {table} WHERE stream = $1"  # noqa: S608
+        self._delete = f"WITH gone AS (DELETE FROM {table} WHERE stream = $1) SELECT pg_notify($2, $1)"  # noqa: S608
 
     @asynccontextmanager
     async def writing(
-        self, stream: str, limits: JournalLimits | None = None, *, holder: UUID | None = None
+        self, stream: str, limits: JournalLimits | None = None, *, holder: UUID | None = None, is_new: bool = False
     ) -> AsyncIterator["JournalWriter"]:
-        """A writer that continues after the last line of `stream`; everything is stored when the context ends."""
-        async with self._pool.acquire() as connection:
-            last: int = await connection.fetchval(self._last, stream)
+        """A writer that continues after the last line of `stream`; everything is stored when the context ends.
+
+        Whoever knows that nobody has written it before says that it `is_new`, and saves a look.
+        """
+        last = 0
+        if not is_new:
+            async with self._pool.acquire() as connection:
+                last = await connection.fetchval(self._last, stream)
         writer = JournalWriter(self, stream, last, limits or JournalLimits(), holder)
         task = asyncio.create_task(writer.flush_regularly())
         try:
@@ -105,6 +110,8 @@ class Journal:
         """Every line that is there now, some at a time."""
         while entries := await self.read(stream, after=after):
             yield entries
+            if len(entries) < _PAGE_LINES:
+                return
             after = entries[-1].seq
 
     async def wake(self, connection: Connection, stream: str) -> None:
@@ -118,8 +125,8 @@ class Journal:
             yield Changes(event)
 
     async def discard(self, connection: Connection, stream: str) -> None:
-        """Delete the lines of a stream, once they are in the bucket."""
-        await connection.execute(self._delete, stream)
+        """Delete the lines of a stream, once they are in the bucket, and wake its followers as `wake` does."""
+        await connection.execute(self._delete, stream, self._channel)
 
 
 class Changes:

@@ -4,6 +4,7 @@ A run that has not ended has one entry, which is found by the run's id: it is pg
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -67,14 +68,20 @@ _GIVE_WAY = f"""
 _REMOVE = f"DELETE FROM {_ENTRIES} WHERE dedupe_key = $1 AND status IN ('queued', 'picked')"  # noqa: S608
 
 
+_PRUNE = f"DELETE FROM {QUEUE_SETTINGS.qualified.queue_table_log}"  # noqa: S608
+
+
 @dataclass
 class HeldEntries(Queries):
     """pgqueuer for one runner, which touches an entry only for as long as it holds it.
 
     pgqueuer's own statements name the entry alone: a runner that was paused for longer than its lease would delete,
     queue again or keep alive what another runner has taken over meanwhile.
+
+    `before_look` is called before each look for entries.
     """
 
+    before_look: Callable[[], None] = field(default=lambda: None)
     _holder: QueueManagerId | None = field(init=False, default=None)
 
     async def dequeue(
@@ -87,6 +94,7 @@ class HeldEntries(Queries):
     ) -> list[Job]:
         """Take entries that are queued, or whose holder is silent for longer than `heartbeat_timeout`."""
         self._holder = queue_manager_id
+        self.before_look()
         return await super().dequeue(
             batch_size, entrypoints, queue_manager_id, global_concurrency_limit, heartbeat_timeout
         )
@@ -114,9 +122,16 @@ def queue_queries(connection: Connection) -> Queries:
     return _queries(Queries, AsyncpgDriver(connection))  # type: ignore[arg-type]  # a pool's proxy serves as well
 
 
-def held_entries(driver: Driver) -> HeldEntries:
+def held_entries(driver: Driver, *, before_look: Callable[[], None] = lambda: None) -> HeldEntries:
     """The queue as one runner serves it."""
-    return _queries(HeldEntries, driver)
+    entries = _queries(HeldEntries, driver)
+    entries.before_look = before_look
+    return entries
+
+
+async def prune_queue_log(connection: Connection) -> None:
+    """Delete what pgqueuer writes down of each entry: the audit trail and the runs themselves say more."""
+    await connection.execute(_PRUNE)
 
 
 async def enqueue_run(connection: Connection, run_id: str, *, priority: int, waits: bool) -> None:

@@ -33,7 +33,6 @@ class BuildLogs:
         async with self._pool.acquire() as connection, connection.transaction():
             await store.archive_log(connection, build_id, key)
             await self._journal.discard(connection, build_id)
-            await self._journal.wake(connection, build_id)
 
     async def open(self, build_id: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
         """The log of a build as UTF-8 text in pieces, as far as it is; with `follow` until the build has ended.

@@ -98,7 +98,12 @@ class _Parts:
             )
             self._introspection = CachedIntrospection(registry)
             pool = self._pool = await stack.enter_async_context(
-                open_pool(url, size=settings.database_pool_size, application_name="stowage-runner")
+                open_pool(
+                    url,
+                    size=settings.database_pool_size,
+                    application_name="stowage-runner",
+                    reset_sessions=False,
+                )
             )
             application[METRICS].watch_pool(pool)
             metrics = RunMetrics(application[METRICS].registry)

@@ -55,7 +55,10 @@ class Execution:
         run = leased.assignment
         limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
         async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
-            writing, log = await persistently(lambda: self._open_log(run, limits), what="log", run_id=run_id)
+            is_new = leased.verdict is Verdict.EXECUTE and run.attempts == 1
+            writing, log = await persistently(
+                lambda: self._open_log(run, limits, is_new=is_new), what="log", run_id=run_id
+            )
             try:
                 with self._metrics.executing():
                     return await self._see_through(leased, log, interrupts)
@@ -69,9 +72,9 @@ class Execution:
                 await writing.__aexit__(None, None, None)
 
     async def _open_log(
-        self, run: Assignment, limits: JournalLimits
+        self, run: Assignment, limits: JournalLimits, *, is_new: bool
     ) -> tuple[AbstractAsyncContextManager[JournalWriter], JournalWriter]:
-        writing = self._journal.writing(run.id, limits, holder=run.lease)
+        writing = self._journal.writing(run.id, limits, holder=run.lease, is_new=is_new)
         return writing, await writing.__aenter__()
 
     async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> float | None:

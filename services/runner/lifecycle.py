@@ -98,7 +98,8 @@ class Lifecycle:
                 runner=self._runner,
             )
             await self._step_is(connection, run.workflow_run_id, run_id, StepState.RUNNING)
-            await store.notify_holder(connection, run_id)
+            if run.lease is not None:
+                await store.notify_holder(connection, run_id)
         return Leased(assignment, verdict)
 
     async def try_again(self, run: Assignment, outcome: Outcome, *, after_seconds: float) -> bool:
@@ -133,8 +134,6 @@ class Lifecycle:
                 return await lease_store.finished_by(connection, run_id, assignment.lease)
             await remove_entry(connection, run_id)
             await output_store.insert_outputs(connection, run_id, assignment.attempts, outputs)
-            if ending.log_key is not None:
-                await self._journal.discard(connection, run_id)
             origin = Origin(assignment.created_by, assignment.request_id)
             detail = {
                 "state": ending.state.value,
@@ -143,7 +142,11 @@ class Lifecycle:
             }
             event = audit.Event("run.finished", f"run/{run_id}", digest=assignment.digest, detail=detail)
             await audit.append(connection, origin, event)
-            scopes = await self._ended(connection, assignment.workflow_run_id, run_id, ending.state)
+            if ending.log_key is not None:
+                await self._journal.discard(connection, run_id)
+            else:
+                await self._journal.wake(connection, run_id)
+            scopes = await self._step_ended(connection, assignment.workflow_run_id, run_id, ending.state)
         await self._turns.give(scopes | _scope_of(assignment))
         self._on_finished(ending.state)
         return True
@@ -214,10 +217,9 @@ class Lifecycle:
         await self._journal.wake(connection, run_id)
         return True
 
-    async def _ended(
+    async def _step_ended(
         self, connection: Connection, workflow_run_id: str | None, run_id: str, state: RunState
     ) -> set[str]:
-        await self._journal.wake(connection, run_id)
         if workflow_run_id is None:
             return set()
         await self._step_is(connection, workflow_run_id, run_id, _STEP_STATES.get(state, StepState.FAILED))

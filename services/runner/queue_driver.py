@@ -19,6 +19,7 @@ _Connection = Any  # asyncpg's connection class is generic for type checkers onl
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _COMMAND_SECONDS = 30.0
+_CHANGED = "table_changed_event"
 _log = get_logger("runner")
 
 
@@ -37,6 +38,15 @@ class ReconnectingDriver:
         self._lock = asyncio.Lock()
         self._listeners: list[tuple[str, NotifyCallback]] = []
         self._shutdown = asyncio.Event()
+        self._told = False
+
+    def expect_news(self) -> None:
+        """Tell listeners of the next change, and then of none until this is called again.
+
+        pgqueuer looks at the queue once for each change that it hears of. A thousand runs that were accepted while both
+        places were taken would make it look a thousand times.
+        """
+        self._told = False
 
     async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
         """Rows of a query."""
@@ -52,8 +62,16 @@ class ReconnectingDriver:
 
     async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
         """Listen, also on every connection that follows."""
-        self._listeners.append((channel, callback))
-        await self._persistently(lambda connection: connection.add_listener(channel, Relay(callback)))
+
+        def tell(payload: str | bytes | bytearray) -> None:
+            if _CHANGED not in str(payload):
+                callback(payload)
+            elif not self._told:
+                self._told = True
+                callback(payload)
+
+        self._listeners.append((channel, tell))
+        await self._persistently(lambda connection: connection.add_listener(channel, Relay(tell)))
 
     @property
     def shutdown(self) -> asyncio.Event:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from libs.common.database import Connection, Pool
 from libs.common.errors import TooManyRequests
+from libs.common.queue import prune_queue_log
 from services.runner import turn_store
 from services.runner.persistence import best_effort
 
@@ -29,8 +30,12 @@ class Turns:
                 await self._give(scope)
 
     async def sweep(self) -> None:
-        """The same for every scope: whoever should have given a turn may have been killed before."""
+        """The same for every scope: whoever should have given a turn may have been killed before.
+
+        Also forgets what the queue has written down of entries.
+        """
         async with self._pool.acquire() as connection:
+            await prune_queue_log(connection)
             scopes = await turn_store.scopes_with_waiting_runs(connection)
         await self.give(scopes)
 

@@ -76,7 +76,7 @@ class Worker:
     async def _serve_once(self) -> None:
         settings = self._settings
         driver = ReconnectingDriver(settings.database_url, application_name="stowage-runner-queue")
-        manager = QueueManager(held_entries(driver), channel=QUEUE_SETTINGS.channel)
+        manager = QueueManager(held_entries(driver, before_look=driver.expect_news), channel=QUEUE_SETTINGS.channel)
         manager.entrypoint(RUN_ENTRYPOINT, accepts_context=False)(self._run)
         stop = asyncio.create_task(self._stop(manager, driver))
         self.alive = True
@@ -86,6 +86,7 @@ class Worker:
                 batch_size=1,
                 max_concurrent_tasks=settings.concurrency,
                 heartbeat_timeout=timedelta(seconds=settings.lease_seconds),
+                log_aggregation_interval=timedelta(0),  # its log is pruned and not read
             )
         finally:
             self.alive = False

@@ -149,6 +149,25 @@ async def test_on_sigterm_runs_may_end_and_others_are_given_back(
     assert trace.read_text() == "1 2 "
 
 
+async def test_what_a_runner_hands_back_another_takes_without_waiting_for_the_lease_to_end(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    parameters = {"trace": str(tmp_path / "trace"), "fastFrom": 2}
+    async with _runner_process(own, own_registry, tmp_path / "first", lease_seconds=600) as first:
+        runs = [await first.start(parameters=parameters) for _ in range(2)]
+        for run in runs:
+            await first.logged(run.id, "attempt 1 pid")
+        async with running_runner(own, own_registry, tmp_path / "other", **OPEN, lease_seconds=600) as other:
+            assert await first.terminate() == 0
+            for run in runs:
+                done = await other.finished(run.id)
+                assert (done.state, done.attempts) == (RunState.SUCCEEDED, 2)
+                attempts = (await other.request("GET", f"/runs/{run.id}/attempts")).json["items"]
+                assert [attempt["state"] for attempt in attempts] == ["handed_back", "succeeded"]
+                assert len({attempt["runner"] for attempt in attempts}) == 2
+    assert await own.fetch("SELECT FROM runner.queue_pgqueuer") == []
+
+
 async def test_connections_that_are_cut_are_replaced_and_runs_go_on(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
