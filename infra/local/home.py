@@ -52,7 +52,6 @@ class Home:
         self.s3 = self.path / "s3"
         self.logs = self.path / "logs"
         self.tokens = self.path / "tokens"
-        self.scratch = self.path / "scratch"
         self.demo = self.path / "demo"
         self._stack_file = self.path / "stack.json"
 
