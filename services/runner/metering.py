@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import stat
 import time
@@ -22,12 +23,72 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What they take. `disk_bytes` includes files that were deleted and are still open."""
+    """What they take.
+
+    Files that were deleted and are still open count, those in memory (memfd_create(2)) as memory. `is_hidden`: there
+    are directories that the runner may not look into.
+    """
 
     memory_bytes: int
     processes: int
     disk_bytes: int
     files: int
+    is_hidden: bool = False
+
+
+class _Files:
+    """Sizes on disk and in memory, each file once, however many names or descriptors it has."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int]] = set()
+        self.disk_bytes = 0
+        self.memory_bytes = 0
+        self.count = 0
+        self.is_hidden = False
+
+    def add_open(self, pid: int) -> None:
+        """Files that a process has open and that have no name any more."""
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    found = entry.stat()
+                    if found.st_nlink == 0 and stat.S_ISREG(found.st_mode) and self._is_new(found):
+                        if found.st_dev == _memory_device():
+                            self.memory_bytes += found.st_blocks * _BLOCK_BYTES
+                        else:
+                            self.disk_bytes += found.st_blocks * _BLOCK_BYTES
+
+    def add_below(self, directories: tuple[Path, ...], limits: JobLimits) -> None:
+        """Everything below some directories, until there is more than the limits allow."""
+        waiting = [os.fspath(directory) for directory in directories]
+        while waiting:
+            try:
+                with os.scandir(waiting.pop()) as entries:
+                    for entry in entries:
+                        self.count += 1
+                        with contextlib.suppress(OSError):
+                            self._add_entry(entry, waiting)
+                        if self.count > limits.files or self.disk_bytes > limits.disk_bytes:
+                            return
+            except PermissionError:
+                self.is_hidden = True
+            except OSError:
+                continue  # it is gone
+
+    def _add_entry(self, entry: os.DirEntry[str], waiting: list[str]) -> None:
+        found = entry.stat(follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            waiting.append(entry.path)
+            self.disk_bytes += found.st_blocks * _BLOCK_BYTES
+        elif found.st_nlink == 1 or self._is_new(found):
+            self.disk_bytes += found.st_blocks * _BLOCK_BYTES
+
+    def _is_new(self, found: os.stat_result) -> bool:
+        file = (found.st_dev, found.st_ino)
+        if file in self._seen:
+            return False
+        self._seen.add(file)
+        return True
 
 
 class Meter:
@@ -53,17 +114,17 @@ def measure(ancestor: int, directories: tuple[Path, ...], limits: JobLimits) -> 
 
     It counts no further than somewhat above `limits`.
     """
-    memory = disk = processes = files = 0
-    for pid in _descendants(ancestor, limits.processes + 1):
-        processes += 1
-        memory += _memory_of(pid)
-        disk += _deleted_files_of(pid)
-    for size in _sizes_below(directories):
-        disk += size
-        files += 1
-        if files > limits.files or disk > limits.disk_bytes:
-            break
-    return Usage(memory, processes, disk, files)
+    files = _Files()
+    pids = list(_descendants(ancestor, limits.processes + 1))
+    if len(pids) > limits.processes:  # each moment counts while they multiply
+        return Usage(0, len(pids), 0, 0)
+    for pid in pids:
+        files.add_open(pid)
+    memory = files.memory_bytes + sum(map(_resident_bytes, pids))
+    if memory > limits.memory_bytes:  # what processes share was counted for each of them; to be exact takes longer
+        memory = files.memory_bytes + sum(map(_proportional_bytes, pids))
+    files.add_below(directories, limits)
+    return Usage(memory, len(pids), files.disk_bytes, files.count, files.is_hidden)
 
 
 def judge(usage: Usage, limits: JobLimits) -> RunFailed | None:
@@ -87,6 +148,12 @@ def judge(usage: Usage, limits: JobLimits) -> RunFailed | None:
             "files_exceeded",
             f"The job made more than {limits.files} files and directories, which is the limit, and was ended. Put "
             "what belongs together into one file.",
+        )
+    if usage.is_hidden:
+        return RunFailed(
+            "files_hidden",
+            "The job made a directory that the runner may not look into, so its size can't be told, and was ended. Let "
+            "the owner of a directory read and enter it (mode 0700).",
         )
     return None
 
@@ -114,33 +181,31 @@ def _descendants(ancestor: int, limit: int) -> Iterator[int]:
         waiting += children_of(pid)
 
 
-def _memory_of(pid: int) -> int:
+def _resident_bytes(pid: int) -> int:
     """Bytes that are the process's own or in shared memory, not mapped files."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
-            if line.startswith((b"RssAnon:", b"RssShmem:")):
-                total += int(line.split()[1]) * 1024
-    return total
+    return _sum_of(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:")) or 0
 
 
-def _deleted_files_of(pid: int) -> int:
-    total = 0
-    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                found = entry.stat()
-                if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
-                    total += found.st_blocks * _BLOCK_BYTES
-    return total
+def _proportional_bytes(pid: int) -> int:
+    """The same, but of what several processes share its part alone."""
+    found = _sum_of(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:"))
+    return _resident_bytes(pid) if found is None else found
 
 
-def _sizes_below(directories: tuple[Path, ...]) -> Iterator[int]:
-    waiting = [os.fspath(directory) for directory in directories]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    yield entry.stat(follow_symlinks=False).st_blocks * _BLOCK_BYTES
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+def _sum_of(path: str, names: tuple[bytes, ...]) -> int | None:
+    """Bytes that a file of proc(5) tells in lines `name: number kB`; None where it can't be read."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError:
+        return None
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
+
+
+@functools.cache
+def _memory_device() -> int:
+    """The device number of files that memfd_create(2) makes."""
+    descriptor = os.memfd_create("stowage", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)

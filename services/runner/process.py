@@ -32,6 +32,7 @@ _SETUP_SECONDS = 20.0
 _END_SECONDS = 10.0
 _EARLY_LINES = 100
 _MAX_HANDSHAKE_BYTES = 4096
+_CPU_GRACE_SECONDS = 5
 _NICENESS = 5  # below the services, so that a lease is renewed however busy the jobs are
 
 OnLine = Callable[[bytes], None]
@@ -208,7 +209,8 @@ class JobProcess:
             reader.close()
         if self._control is not None and not self._control.is_closing():
             self._control.abort()
-        return 128 - code if code > 128 else code
+        # Both kinds of first process end so for a signal; a job that chooses such a code can't be told from it.
+        return 128 - code if 128 < code <= 128 + signal.SIGRTMAX else code
 
     async def _connect(self, ours: Sequence[int], max_event_bytes: int) -> None:
         loop = asyncio.get_running_loop()
@@ -342,7 +344,9 @@ def limit_process(pid: int, limits: ProcessLimits, *, alone: bool) -> None:
     for kind, value in values.items():
         _, hard = resource.prlimit(pid, kind)
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.prlimit(pid, kind, (bound, bound))
+        # At the soft limit of CPU time comes a signal that says so, at the hard one SIGKILL, which does not.
+        above = bound + _CPU_GRACE_SECONDS if kind == resource.RLIMIT_CPU else bound
+        resource.prlimit(pid, kind, (bound, above if hard == resource.RLIM_INFINITY else min(above, hard)))
 
 
 if sys.platform != "linux":  # pragma: no cover

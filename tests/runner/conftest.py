@@ -6,6 +6,7 @@ import pytest
 
 from tests.backend import Backend, Servers, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
+from tests.runner.hostile import Target, target
 from tests.runner.running import RunningRunner, running_runner
 
 
@@ -51,3 +52,17 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if running is not None:
         assert running.left_in_scratch() == []
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
+async def victim(
+    shared_backend: Backend,
+    registry: RunningRegistry,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[Target]:
+    """A runner to attack, at each level that confines."""
+    scratch = tmp_path_factory.mktemp(request.param) / "scratch"
+    async with target(shared_backend, registry, scratch, request.param) as attacked:
+        yield attacked
+    assert list(scratch.iterdir()) == []

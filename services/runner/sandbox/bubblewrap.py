@@ -17,6 +17,7 @@ _FOR_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/se
 _SHARED_MEMORY_BYTES = 64 * 1024 * 1024
 _USERS = f"job:x:{_UID}:{_UID}:job:{_ROOT}/home:/usr/sbin/nologin\n".encode()
 _SOCKETS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)  # what they reach, the network namespace decides
+_SOCKETS_OF_HOST = (socket.AF_INET, socket.AF_INET6)  # abstract Unix sockets belong to the network that is shared
 
 
 class Bubblewrap:
@@ -67,7 +68,7 @@ class Bubblewrap:
         command += ["--die-with-parent", "--new-session", "--info-fd", str(handshake.info)]
         command += ["--block-fd", str(handshake.block)]
         if seccomp.is_supported():
-            descriptors.append(_descriptor_with(seccomp.build_filter(_SOCKETS)))
+            descriptors.append(_descriptor_with(_filter(network=network)))
             command += ["--seccomp", str(descriptors[-1])]
         command += ["--ro-bind", "/usr", "/usr", *self._system, "--ro-bind-data", str(users), "/etc/passwd"]
         for path in (*_READ_ONLY, *(_FOR_NETWORK if network else ())):
@@ -91,6 +92,10 @@ class Bubblewrap:
         command += ["--bind", str(directory.outputs), inside.outputs, "--bind", str(directory.home), inside.home]
         command += ["--remount-ro", "/", "--chdir", inside.bundle, "--", inside.interpreter, *arguments]
         return Wrapped(command, descriptors, contained=True)
+
+
+def _filter(*, network: bool) -> bytes:
+    return seccomp.build_filter(_SOCKETS_OF_HOST if network else _SOCKETS, among_peers=False)
 
 
 def _system_directory(path: Path) -> list[str]:

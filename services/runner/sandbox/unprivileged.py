@@ -64,7 +64,7 @@ class Unprivileged:
         sockets = (socket.AF_INET, socket.AF_INET6) if network else ()
         spec = {
             "landlock": {"read": read, "write": [*write, *_DEVICES], "own": list(_OWN)} if confined else None,
-            "seccomp": seccomp.build_filter(sockets).hex() if confined else None,
+            "seccomp": seccomp.build_filter(sockets, among_peers=True).hex() if confined else None,
         }
         command = [sys.executable, "-I", "-S", str(_INIT), json.dumps(spec), str(handshake.info), str(handshake.block)]
         return Wrapped([*command, str(program.interpreter), *arguments])
