@@ -29,6 +29,7 @@ from services.runner.interrupts import Watch
 from services.runner.lifecycle import Lifecycle
 from services.runner.limits import Language
 from services.runner.logs import RunLogs
+from services.runner.memory import MemoryBudget
 from services.runner.metrics import RunMetrics
 from services.runner.sandbox.cgroups import ControlGroups
 from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
@@ -131,7 +132,8 @@ class _Parts:
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
             cells = await self._cells(runtimes, scratch, threads)
             await stack.enter_async_context(cells.warmed())
-            workshop = Workshop(settings, pool, objects, cells, runtimes, threads, _secret_providers(settings))
+            memory = MemoryBudget(settings.total_memory_bytes or settings.concurrency * settings.memory_bytes)
+            workshop = Workshop(settings, pool, objects, cells, memory, runtimes, threads, _secret_providers(settings))
             execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),

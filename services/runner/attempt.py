@@ -22,6 +22,7 @@ from services.runner.events import dispatch
 from services.runner.fetching import Arrival, fetch_bundle, fetch_inputs, plan_inputs
 from services.runner.interrupts import Interrupts
 from services.runner.masking import Mask
+from services.runner.memory import MemoryBudget
 from services.runner.metering import Meter
 from services.runner.outputs import OutputLimits, find_outputs
 from services.runner.persistence import best_effort, persistently
@@ -49,6 +50,7 @@ class Workshop:
     pool: Pool
     objects: ObjectStore
     cells: Cells
+    memory: MemoryBudget
     runtimes: Runtimes
     threads: Executor
     secrets: Sequence[SecretProvider]
@@ -93,6 +95,14 @@ class Attempt:
     @contextlib.asynccontextmanager
     async def _cell(self, manifest: Manifest) -> AsyncIterator[Cell]:
         kind = CellKind(manifest.language, self._network(manifest), self._limits)
+        async with (
+            self._workshop.memory.share(self._limits.memory_bytes, self._interrupts),
+            self._cell_of(kind) as cell,
+        ):
+            yield cell
+
+    @contextlib.asynccontextmanager
+    async def _cell_of(self, kind: CellKind) -> AsyncIterator[Cell]:
         try:
             cell = await self._workshop.cells.take(kind, self._artifact.unpacked_size)
         except OSError as error:

@@ -55,6 +55,7 @@ class RunnerSettings(ServiceSettings):
     timeout_seconds: float = Field(3600.0, gt=0, le=86_400, description="How long a handler may take.")
     abort_seconds: float = Field(3.0, ge=0, description="How long a job may take to end when it is asked to.")
     kill_seconds: float = Field(3.0, ge=0, description="How long after SIGTERM SIGKILL follows.")
+    total_memory_bytes: int | None = Field(None, ge=16 * _MIB, description="Memory of all jobs that go at a time.")
     memory_bytes: int = Field(2 * _GIB, ge=16 * _MIB, description="Memory of a job's processes together.")
     processes: int = Field(512, ge=1, description="Processes of a job.")
     disk_bytes: int = Field(8 * _GIB, ge=0, description="Size of all files together that a job has written.")
