@@ -97,14 +97,21 @@ class Target:
         if neighbour_seconds:
             neighbour = await self.runner.start(bundle="neighbour@1.0.0", parameters={"seconds": neighbour_seconds})
             await self.runner.logged(neighbour.id, "at work")
-        run = await self.runner.finished((await self.start(code, parameters, limits)).id)
-        assert (await self.runner.request("GET", "/readyz")).status == 200
+        run = await self.attack_beside(code, parameters, limits=limits)
         if neighbour is not None:
             ended = await self.runner.finished(neighbour.id)
             assert (ended.state, ended.result, ended.attempts) == (RunState.SUCCEEDED, "undisturbed", 1), ended.error
             after = await self.runner.run("neighbour@1.0.0", parameters={"seconds": 0})
             assert after.state is RunState.SUCCEEDED, after.error
         self.require_nothing_left(run)
+        return run
+
+    async def attack_beside(
+        self, code: str, parameters: dict[str, Any] | None = None, *, limits: dict[str, Any] | None = None
+    ) -> Run:
+        """The same beside runs that the test has started, so that what is left can't be told."""
+        run = await self.runner.finished((await self.start(code, parameters, limits)).id)
+        assert (await self.runner.request("GET", "/readyz")).status == 200
         await self.require_no_secret(run)
         return run
 

@@ -6,14 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.runner.sandbox import seccomp
-from services.runner.sandbox.layers import HARNESSES, Confinement, Handshake, Interior, Level, Program, Wrapped
+from services.runner.sandbox.layers import (
+    CONFIGURATION,
+    HARNESSES,
+    NETWORK_CONFIGURATION,
+    Confinement,
+    Handshake,
+    Interior,
+    Level,
+    Program,
+    Wrapped,
+)
 from services.runner.scratch import RunDirectory
 
 _ROOT = "/job"
 _UID = "1000"
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_READ_ONLY = ("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
-_FOR_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf")
 _SHARED_MEMORY_BYTES = 64 * 1024 * 1024
 _USERS = f"job:x:{_UID}:{_UID}:job:{_ROOT}/home:/usr/sbin/nologin\n".encode()
 _SOCKETS = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)  # what they reach, the network namespace decides
@@ -71,9 +79,10 @@ class Bubblewrap:
             descriptors.append(_descriptor_with(_filter(network=network)))
             command += ["--seccomp", str(descriptors[-1])]
         command += ["--ro-bind", "/usr", "/usr", *self._system, "--ro-bind-data", str(users), "/etc/passwd"]
-        for path in (*_READ_ONLY, *(_FOR_NETWORK if network else ())):
+        for path in (*CONFIGURATION, *(NETWORK_CONFIGURATION if network else ())):
             command += ["--ro-bind-try", path, path]
-        command += ["--proc", "/proc", "--dev", "/dev"]
+        # Where the runner is root, so are its jobs to the kernel, whose settings they could change in /proc/sys.
+        command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
         command += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
         command += ["--bind", str(directory.tmp), inside.tmp]
         for path in program.support:

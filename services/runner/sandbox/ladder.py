@@ -34,6 +34,7 @@ def connect():
 print(json.dumps({
     "reads_others_files": can(lambda: open(sys.argv[1]).close()),
     "reads_others_environment": can(lambda: open(f"/proc/{sys.argv[4]}/environ").read().index("STOWAGE_RUNNER_")),
+    "changes_the_kernel": can(lambda: open("/proc/sys/kernel/core_pattern", "r+").close()),
     "reaches_the_network": can(connect),
     "writes_its_outputs": can(lambda: open(f"{sys.argv[5]}/trial", "w").close()),
 }))
@@ -41,6 +42,7 @@ print(json.dumps({
 _WANTED = {
     "reads_others_files": False,
     "reads_others_environment": False,
+    "changes_the_kernel": False,
     "reaches_the_network": False,
     "writes_its_outputs": True,
 }

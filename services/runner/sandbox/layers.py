@@ -10,6 +10,16 @@ from services.runner.scratch import RunDirectory
 
 HARNESSES = Path(__file__).parents[1] / "harness"
 
+CONFIGURATION = (
+    *("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives", "/etc/ca-certificates"),
+    *("/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/openssl.cnf", "/etc/pki/ca-trust"),
+    *("/etc/pki/tls/certs", "/etc/pki/tls/cert.pem", "/etc/pki/tls/openssl.cnf"),
+)
+"""What programs read of the system's configuration. Private keys lie beside certificates: never a whole /etc/ssl."""
+
+NETWORK_CONFIGURATION = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf")
+"""What programs that use the network read besides."""
+
 
 class Level(StrEnum):
     """How well a job is confined, from the weakest to the strongest."""

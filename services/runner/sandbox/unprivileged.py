@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.runner.sandbox import seccomp
-from services.runner.sandbox.layers import HARNESSES, Confinement, Handshake, Interior, Level, Program, Wrapped
+from services.runner.sandbox.layers import (
+    CONFIGURATION,
+    HARNESSES,
+    NETWORK_CONFIGURATION,
+    Confinement,
+    Handshake,
+    Interior,
+    Level,
+    Program,
+    Wrapped,
+)
 from services.runner.scratch import RunDirectory
 
 _INIT = Path(__file__).with_name("init.py")
 _READ = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
-    *("/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"),
+    *CONFIGURATION,
     *("/proc/meminfo", "/proc/cpuinfo", "/proc/stat", "/proc/version", "/proc/loadavg", "/proc/uptime"),
 )
-_FOR_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _OWN = ("/proc/self",)
 
@@ -57,7 +66,12 @@ class Unprivileged:
     ) -> Wrapped:
         """See `Sandbox`."""
         confined = self.level is Level.LANDLOCK
-        read = [*_READ, *(_FOR_NETWORK if network else ()), str(program.interpreter), *map(str, program.support)]
+        read = [
+            *_READ,
+            *(NETWORK_CONFIGURATION if network else ()),
+            str(program.interpreter),
+            *map(str, program.support),
+        ]
         read += [str(path) for path in (HARNESSES, directory.bundle, directory.inputs)]
         write = [str(path) for path in (directory.outputs, directory.tmp, directory.home)]
         # Sockets of the file system belong to whoever may write to them, and Landlock does not judge that: so none.
