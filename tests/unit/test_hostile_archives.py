@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -257,6 +258,8 @@ def test_error_of_the_disk_ends_the_other_threads(place: Path) -> None:
     def source() -> Iterator[bytes]:
         for number, chunk in enumerate(chunks(archive, 1 << 16)):
             if number == 20:
+                while not (place / "d").exists():  # what came before is being written by another thread
+                    time.sleep(0.001)
                 (place / "d/f1900").mkdir()
             yield chunk
 
