@@ -12,8 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
