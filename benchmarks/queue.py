@@ -108,7 +108,7 @@ class Side:
         """All of the bookkeeping of a run that does nothing."""
         leased = await self.take()
         run = leased.assignment
-        async with self.journal.writing(run.id, holder=run.lease, is_new=True) as log:
+        async with self.journal.writing(run.id, holder=run.lease, new_at=run.leased_at) as log:
             log.write("system", "attempt 1 of 3")
             log.write("system", "succeeded")
         await self.finish(leased, await self.logs.archive(run.id, run.lease))

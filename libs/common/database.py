@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -45,6 +45,13 @@ async def _leave_as_it_is(_connection: "asyncpg.Connection[asyncpg.Record]") -> 
     """Open transactions and listeners are ended by asyncpg itself."""
 
 
+async def _connect(*arguments: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    try:
+        return await asyncpg.connect(*arguments, **options)
+    except FileNotFoundError as error:  # of the socket: told apart from a file that a request is about
+        raise ConnectionRefusedError(error.errno, "PostgreSQL's socket is not there") from error
+
+
 @asynccontextmanager
 async def open_pool(url: str, *, size: int, application_name: str, reset_sessions: bool = True) -> AsyncIterator[Pool]:
     """A pool of at most `size` connections. `json` and `jsonb` columns are Python values in both directions.
@@ -56,6 +63,7 @@ async def open_pool(url: str, *, size: int, application_name: str, reset_session
         url,
         min_size=1,
         max_size=size,
+        connect=_connect,
         init=_prepare,
         reset=None if reset_sessions else _leave_as_it_is,
         command_timeout=60,

@@ -6,10 +6,11 @@ the id of a run or build. Lines can be followed from any replica, in order, and 
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -59,22 +60,27 @@ class Journal:
             f"SELECT seq, at, source, level, message, fields FROM {table} "  # noqa: S608
             "WHERE stream = $1 AND seq > $2 ORDER BY seq LIMIT $3"
         )
-        self._last = f"SELECT coalesce(max(seq), 0) FROM {table} WHERE stream = $1"  # noqa: S608
+        self._last = f"SELECT coalesce(max(seq), 0), clock_timestamp() FROM {table} WHERE stream = $1"  # noqa: S608
         self._delete = f"WITH gone AS (DELETE FROM {table} WHERE stream = $1) SELECT pg_notify($2, $1)"  # noqa: S608
 
     @asynccontextmanager
     async def writing(
-        self, stream: str, limits: JournalLimits | None = None, *, holder: UUID | None = None, is_new: bool = False
+        self,
+        stream: str,
+        limits: JournalLimits | None = None,
+        *,
+        holder: UUID | None = None,
+        new_at: datetime | None = None,
     ) -> AsyncIterator["JournalWriter"]:
         """A writer that continues after the last line of `stream`; everything is stored when the context ends.
 
-        Whoever knows that nobody has written it before says that it `is_new`, and saves a look.
+        Whoever knows that nobody has written it before says what time it is for PostgreSQL, and saves a look.
         """
-        last = 0
-        if not is_new:
+        last, now = 0, new_at
+        if now is None:
             async with self._pool.acquire() as connection:
-                last = await connection.fetchval(self._last, stream)
-        writer = JournalWriter(self, stream, last, limits or JournalLimits(), holder)
+                last, now = await connection.fetchrow(self._last, stream)  # type: ignore[misc]  # an aggregate has a row
+        writer = JournalWriter(self, stream, last, now, limits or JournalLimits(), holder)
         task = asyncio.create_task(writer.flush_regularly())
         try:
             yield writer
@@ -147,14 +153,25 @@ class Changes:
 
 
 class JournalWriter:
-    """Collects lines and stores them in batches. Only one writer may write a stream at a time."""
+    """Collects lines and stores them in batches. Only one writer may write a stream at a time.
+
+    Their times are those of PostgreSQL, which is asked once: writers on several machines agree about them, and whoever
+    sets the clock of one does not change them.
+    """
 
     def __init__(
-        self, journal: Journal, stream: str, last: int, limits: JournalLimits, holder: UUID | None = None
+        self,
+        journal: Journal,
+        stream: str,
+        last: int,
+        now: datetime,
+        limits: JournalLimits,
+        holder: UUID | None = None,
     ) -> None:
         self._journal = journal
         self._stream = stream
         self._seq = last
+        self._begun_at, self._begun = now, time.monotonic()
         self._limits = limits
         self._holder = holder
         self._bytes = 0
@@ -184,9 +201,8 @@ class JournalWriter:
 
     def _add(self, source: str, message: str, level: str, fields: dict[str, Any] | None) -> None:
         self._seq += 1
-        self._pending.append(
-            LogEntry(seq=self._seq, at=datetime.now(UTC), source=source, level=level, message=message, fields=fields)
-        )
+        at = self._begun_at + timedelta(seconds=time.monotonic() - self._begun)
+        self._pending.append(LogEntry(seq=self._seq, at=at, source=source, level=level, message=message, fields=fields))
         if len(self._pending) >= _FLUSH_LINES:
             self._full.set()
 

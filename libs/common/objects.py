@@ -18,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from libs.common.errors import StowageError, Unavailable
+from libs.common.s3_clock import sign_by_server_clock
 from libs.common.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class ObjectStore:
                 response_checksum_validation="when_required",
             ),
         )
+        sign_by_server_clock(self._client)
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,6 +1,7 @@
 """A leased run, seen through: from the lease to the one transaction that ends it."""
 
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from uuid import uuid4
 
 from libs.common.journal import Journal, JournalLimits, JournalWriter
@@ -56,8 +57,9 @@ class Execution:
         limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
         async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
             is_new = leased.verdict is Verdict.EXECUTE and run.attempts == 1
+            new_at = run.leased_at if is_new else None
             writing, log = await persistently(
-                lambda: self._open_log(run, limits, is_new=is_new), what="log", run_id=run_id
+                lambda: self._open_log(run, limits, new_at=new_at), what="log", run_id=run_id
             )
             try:
                 with self._metrics.executing():
@@ -72,9 +74,9 @@ class Execution:
                 await writing.__aexit__(None, None, None)
 
     async def _open_log(
-        self, run: Assignment, limits: JournalLimits, *, is_new: bool
+        self, run: Assignment, limits: JournalLimits, *, new_at: datetime | None
     ) -> tuple[AbstractAsyncContextManager[JournalWriter], JournalWriter]:
-        writing = self._journal.writing(run.id, limits, holder=run.lease, is_new=is_new)
+        writing = self._journal.writing(run.id, limits, holder=run.lease, new_at=new_at)
         return writing, await writing.__aenter__()
 
     async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> float | None:

@@ -48,7 +48,8 @@ _LEASE = """
         progress_message = NULL
     WHERE id = $1
     RETURNING id, lease, slug, version, revision, digest, artifact, workflow_run_id, turn_scope, parameters,
-              inputs, limits, secrets, retry, attempts, max_attempts, queued_ms, created_by, request_id
+              inputs, limits, secrets, retry, attempts, max_attempts, queued_ms, created_by, request_id,
+              clock_timestamp() AS leased_at
 """
 
 

@@ -127,6 +127,7 @@ class Assignment:
     queued_ms: int | None
     created_by: str
     request_id: str | None
+    leased_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,17 +153,27 @@ async def running_runner(
 
 @contextlib.asynccontextmanager
 async def runner_process(
-    backend: Backend, registry: RunningRegistry, scratch: Path, *, prefix: Sequence[str] = (), **settings: Any
+    backend: Backend,
+    registry: RunningRegistry,
+    scratch: Path,
+    *,
+    prefix: Sequence[str] = (),
+    module: str = "services.runner",
+    variables: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[RunnerProcess]:
-    """The same as a program, to be killed. `prefix` is a command that executes the one behind it."""
+    """The same as a program, to be killed.
+
+    `prefix` is a command that executes the one behind it, `module` a program that stands in for the runner's.
+    """
     port = _free_port()
     chosen = await _settings(backend, registry, scratch, port, settings)
     environment = {f"STOWAGE_RUNNER_{name.upper()}": str(value) for name, value in chosen.items()}
     with (scratch.parent / f"{scratch.name}-{port}.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(*prefix, sys.executable, "-m", "services.runner", "serve"),
+            *(*prefix, sys.executable, "-m", module, "serve"),
             cwd=_ROOT,
-            env={"PATH": os.environ["PATH"], **environment},
+            env={"PATH": os.environ["PATH"], **environment, **(variables or {})},
             stdout=log,
             stderr=log,
         )

@@ -1,0 +1,69 @@
+"""Signing requests to S3 by the server's clock.
+
+S3 refuses what was signed more than a quarter of an hour before or after its own time. A clock is that far off after
+somebody has set it, or where a virtual machine goes on that was suspended. Each answer says what the time is.
+"""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_TOLERANCE = timedelta(minutes=5)
+_MAX_ATTEMPTS = 3
+_SIGNATURE = "s3v4-server-clock"
+_OFFSET = "stowage_clock_offset"
+
+
+def sign_by_server_clock(client: "S3Client") -> None:
+    """Let `client` learn the server's time when it is refused for its own, and try again at once with that."""
+    clock = _ServerClock()
+    client.meta.events.register("choose-signer.s3", _choose_signature)  # type: ignore[arg-type]  # what it returns counts
+    client.meta.events.register("before-sign.s3", clock.tell)
+    client.meta.events.register_first("needs-retry.s3", clock.learn)  # type: ignore[arg-type]  # the same
+
+
+class _ServerClock:
+    """How far the server's clock is ahead of the machine's."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta()
+
+    def tell(self, request: Any, **_more: Any) -> None:
+        """Note in a request by how much its time is to be corrected."""
+        request.context[_OFFSET] = self._ahead
+
+    def learn(self, response: Any, attempts: int, **_more: Any) -> int | None:
+        """After how many seconds to try again where the clock was to blame; None leaves it to others to decide."""
+        if response is None or attempts >= _MAX_ATTEMPTS:
+            return None
+        answer, _ = response
+        if answer.status_code != HTTPStatus.FORBIDDEN or "date" not in answer.headers:
+            return None
+        ahead = parsedate_to_datetime(answer.headers["date"]) - datetime.now(UTC)
+        if abs(ahead - self._ahead) < _TOLERANCE:
+            return None
+        self._ahead = ahead
+        return 0
+
+
+class _ServerClockAuth(S3SigV4Auth):
+    """Signature version 4, at the time that the request's context says."""
+
+    def _modify_request_before_signing(self, request: Any) -> None:
+        now = datetime.now(UTC) + request.context.get(_OFFSET, timedelta())
+        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
+        super()._modify_request_before_signing(request)  # type: ignore[misc]  # the stubs lack it
+
+
+AUTH_TYPE_MAPS[_SIGNATURE] = _ServerClockAuth
+
+
+def _choose_signature(signature_version: str, **_more: Any) -> str | None:
+    """Presigned URLs, whose version has a suffix, are left as they are."""
+    return _SIGNATURE if signature_version == "s3v4" else None
