@@ -33,7 +33,7 @@ def connect():
         client.connect((sys.argv[2], int(sys.argv[3])))
 print(json.dumps({
     "reads_others_files": can(lambda: open(sys.argv[1]).close()),
-    "reads_others_environment": can(lambda: open(f"/proc/{sys.argv[4]}/environ").read().index("STOWAGE_RUNNER_")),
+    "reads_others_environment": can(lambda: open(f"/proc/{sys.argv[4]}/environ").close()),
     "changes_the_kernel": can(lambda: open("/proc/sys/kernel/core_pattern", "r+").close()),
     "reaches_the_network": can(connect),
     "writes_its_outputs": can(lambda: open(f"{sys.argv[5]}/trial", "w").close()),
