@@ -22,6 +22,7 @@ class LineReader(asyncio.Protocol):
         self._rest = bytearray()
         self._dropping = False
         self._is_over = False
+        self._is_paused = False
         self._transport: asyncio.ReadTransport | None = None
         self.at_end: asyncio.Future[None] = self._loop.create_future()
 
@@ -70,12 +71,15 @@ class LineReader(asyncio.Protocol):
             self._resume()
 
     def _pause(self) -> None:
-        if self._transport is not None and not self._is_over and self._transport.is_reading():
+        # Transports of pipes could not tell whether they are reading before Python 3.11.4.
+        if self._transport is not None and not self._is_over and not self._is_paused:
             self._transport.pause_reading()
+            self._is_paused = True
 
     def _resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing() and not self._transport.is_reading():
+        if self._transport is not None and not self._transport.is_closing() and self._is_paused:
             self._transport.resume_reading()
+            self._is_paused = False
 
     def _finish(self) -> None:
         if self._rest:
