@@ -33,6 +33,7 @@ _END_SECONDS = 10.0
 _EARLY_LINES = 100
 _MAX_HANDSHAKE_BYTES = 4096
 _CPU_GRACE_SECONDS = 5
+_ROOM_FOR_OTHERS = 2048  # processes that one job may start before the meter ends it, and others of its user still can
 _NICENESS = 5  # below the services, so that a lease is renewed however busy the jobs are
 
 OnLine = Callable[[bytes], None]
@@ -336,7 +337,7 @@ def limit_process(pid: int, limits: ProcessLimits, *, alone: bool) -> None:
     values = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: limits.data_bytes,
-        resource.RLIMIT_NPROC: limits.processes + (0 if alone else count_tasks(os.getuid())),
+        resource.RLIMIT_NPROC: limits.processes + (0 if alone else count_tasks(os.getuid()) + _ROOM_FOR_OTHERS),
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_CPU: limits.cpu_seconds,
