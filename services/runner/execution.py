@@ -14,12 +14,16 @@ from services.runner.lifecycle import Leased, Lifecycle, NotYet, Verdict
 from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
 from services.runner.persistence import persistently
-from services.runner.retries import seconds_to_next_attempt
+from services.runner.retries import may_be_left, seconds_to_next_attempt
 from services.runner.sandbox.layers import Confinement
 from services.runner.store import Assignment, Ending, Timings
 from services.runner.uploads import Uploads
 from services.runner.worker import Stopping
 
+_STOPPED = (
+    "The runner had to stop while the handler was at work, and the job is not tried again after that. Give runners "
+    "more time to drain, STOWAGE_RUNNER_DRAIN_SECONDS, or let the job be tried again after “lost”."
+)
 _log = get_logger("runner")
 
 
@@ -90,9 +94,14 @@ class Execution:
                 try:
                     outcome = await attempt.execute()
                 except AttemptInterrupted:
-                    if interrupts.reason is not Interrupt.CANCEL:
+                    if interrupts.reason is Interrupt.CANCEL:
+                        outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
+                    elif interrupts.lost or may_be_left(
+                        RetryPolicy.model_validate(run.retry), handler_called=attempt.timings.start_ms is not None
+                    ):
                         return await self._leave(run, log, interrupts)
-                    outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
+                    else:
+                        outcome = Outcome.failed("lost", _STOPPED, state=RunState.LOST)
                 finally:
                     self._metrics.attempted(run, attempt.timings, attempt.arrival.received_bytes)
                 timings, confinement = attempt.timings, attempt.confinement

@@ -46,6 +46,11 @@ def seconds_to_next_attempt(
     return _delay(policy.backoff, attempt)
 
 
+def may_be_left(policy: RetryPolicy, *, handler_called: bool) -> bool:
+    """Whether a runner that stops may hand the run back, so that another begins it anew."""
+    return not handler_called or RetryOn.LOST in policy.on
+
+
 def _reason(outcome: Outcome, *, handler_called: bool) -> RetryOn | None:
     if outcome.state is RunState.TIMED_OUT:
         return RetryOn.TIMED_OUT

@@ -168,6 +168,26 @@ async def test_what_a_runner_hands_back_another_takes_without_waiting_for_the_le
     assert await own.fetch("SELECT FROM runner.queue_pgqueuer") == []
 
 
+async def test_on_sigterm_a_run_that_must_not_be_tried_again_ends_lost_and_is_executed_once(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    await own_registry.client.put_job("once", JobDefinition(bundle="hello@latest", retry=RetryPolicy(on=[])))
+    async with _runner_process(own, own_registry, tmp_path / "scratch") as first:
+        parameters = {"trace": str(trace), "fastFrom": 2}
+        run = await first.client.start_run(RunRequest(job="once", parameters=parameters))
+        await first.logged(run.id, "attempt 1 pid")
+        assert await first.terminate() == 0
+    async with _runner_process(own, own_registry, tmp_path / "scratch") as second:
+        done = await second.client.run(run.id)
+        assert (done.state, done.attempts) == (RunState.LOST, 1)
+        assert done.error is not None
+        assert done.error.message.startswith("The runner had to stop")
+        assert "attempt 1 pid" in await second.log(run.id)
+    assert await own.fetch("SELECT FROM runner.queue_pgqueuer") == []
+    assert trace.read_text() == "1 "
+
+
 async def test_connections_that_are_cut_are_replaced_and_runs_go_on(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
