@@ -200,6 +200,7 @@ async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, scratch: Scrat
             try:
                 await logs.archive_leftovers()
                 await uploads.sweep()
+                await logs.sweep()
                 await turns.sweep()
                 await asyncio.to_thread(scratch.sweep)
             except Exception:  # noqa: BLE001  # the next time may do better

@@ -33,6 +33,8 @@ _LEASE = """
     ), begun AS (
         INSERT INTO runner.attempts (run_id, number, runner) SELECT $1, $4, $5 WHERE $3 = 'starting'
         ON CONFLICT (run_id, number) DO NOTHING
+    ), writes AS (
+        INSERT INTO runner.log_writers (run_id, lease) VALUES ($1, $2) ON CONFLICT DO NOTHING
     )
     UPDATE runner.runs
     SET lease = $2,
@@ -143,6 +145,9 @@ _FINISH = """
     ), ended AS (
         UPDATE runner.attempts SET state = $3::text::runner.attempt_state, error = $5, ended_at = now()
         FROM finished WHERE run_id = finished.id AND number = finished.attempts AND ended_at IS NULL
+    ), written AS (
+        DELETE FROM runner.log_writers USING finished
+        WHERE run_id = finished.id AND lease = $2 AND $12::text IS NOT NULL
     )
     SELECT id FROM finished
 """

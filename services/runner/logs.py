@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from libs.common.database import Pool
 from libs.common.journal import Journal
 from libs.common.log import get_logger
 from libs.common.log_archive import LogArchive, LogState
 from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_prefix
-from services.runner import store
+from services.runner import log_store, store
 from services.runner.lifecycle import no_such_run
 
 _SETTLED_SECONDS = 60.0
@@ -27,12 +27,13 @@ class RunLogs:
         self._objects = objects
         self._archive = LogArchive(journal, objects)
 
-    async def archive(self, run_id: str, writer: UUID) -> str | None:
+    async def archive(self, run_id: str, lease: UUID | None) -> str | None:
         """Put what the journal has into the bucket; the object's key, or None where that can't be done now.
 
-        The key is that of `writer` alone: it becomes the run's log when the writer ends the run.
+        The key is that of the lease's holder alone: it becomes the run's log when the holder ends the run. None is for
+        a run that has ended.
         """
-        key = f"{run_log_prefix(run_id)}{writer}.log"
+        key = _log_key(run_id, lease)
         try:
             moved = await self._archive.put(run_id, key, partial(self._state, run_id))
         except ObjectStoreUnavailable as error:
@@ -62,15 +63,24 @@ class RunLogs:
             if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ARCHIVE_LOCK):
                 return
             try:
-                for left in await store.left_logs(connection, older_than_seconds=_SETTLED_SECONDS):
-                    key = None if left.archived else await self.archive(left.run_id, uuid4())
+                for left in await log_store.left_logs(connection, older_than_seconds=_SETTLED_SECONDS):
+                    key = None if left.archived else await self.archive(left.run_id, None)
                     if left.archived or key is not None:
                         async with connection.transaction():
                             if key is not None:
-                                await store.set_log_key(connection, left.run_id, key)
+                                await log_store.set_log_key(connection, left.run_id, key)
                             await self._journal.discard(connection, left.run_id)
             finally:
                 await connection.execute("SELECT pg_advisory_unlock($1)", _ARCHIVE_LOCK)
+
+    async def sweep(self) -> None:
+        """Remove what was archived under leases that did not end their run, by holders that could not remove it."""
+        async with self._pool.acquire() as connection:
+            abandoned = await log_store.abandoned_logs(connection, older_than_seconds=_SETTLED_SECONDS)
+        for run_id, lease in abandoned:
+            await asyncio.to_thread(self._objects.delete, _log_key(run_id, lease))
+            async with self._pool.acquire() as connection:
+                await log_store.forget_log(connection, run_id, lease)
 
     def _remove(self, run_id: str, wanted: Callable[[str], bool]) -> None:
         for key in list(self._objects.list(run_log_prefix(run_id))):
@@ -83,3 +93,7 @@ class RunLogs:
         if run is None:
             raise no_such_run(run_id)
         return LogState(run.log_key, ended=run.state.final)
+
+
+def _log_key(run_id: str, lease: UUID | None) -> str:
+    return f"{run_log_prefix(run_id)}{'ended' if lease is None else lease}.log"

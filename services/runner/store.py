@@ -357,34 +357,5 @@ async def queue_depth(connection: Connection) -> QueueDepth:
     return QueueDepth(**dict(row)) if row else QueueDepth(0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class LeftLog:
-    """A run that has ended and still has lines in the journal. `archived` says whether the bucket has its log."""
-
-    run_id: str
-    archived: bool
-
-
-_LEFT_LOGS = """
-    SELECT runs.id AS run_id, runs.log_key IS NOT NULL AS archived
-    FROM (SELECT DISTINCT stream FROM runner.journal) AS streams
-    JOIN runner.runs ON runs.id = streams.stream
-    WHERE runs.finished_at < now() - $1 * interval '1 second'
-    LIMIT 100
-"""
-
-_SET_LOG_KEY = "UPDATE runner.runs SET log_key = $2 WHERE id = $1 AND finished_at IS NOT NULL"
-
-
-async def left_logs(connection: Connection, *, older_than_seconds: float) -> list[LeftLog]:
-    """Runs that ended so long ago, and whose log is still in the journal."""
-    return [LeftLog(**dict(row)) for row in await connection.fetch(_LEFT_LOGS, older_than_seconds)]
-
-
-async def set_log_key(connection: Connection, run_id: str, key: str) -> None:
-    """Where the log of a run that has ended is in the bucket."""
-    await connection.execute(_SET_LOG_KEY, run_id, key)
-
-
 def _record(row: Any) -> RunRecord:
     return RunRecord(**{**dict(row), "state": RunState(row["state"])})

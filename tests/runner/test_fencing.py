@@ -128,6 +128,25 @@ async def test_outputs_of_a_runner_that_is_killed_while_it_uploads_are_swept(
         await _until(lambda: _empty(own, "runner.uploads"))
 
 
+async def test_a_log_that_was_archived_under_another_lease_is_swept_after_the_run_has_ended(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runner.app._TIDY_SECONDS", 0.3)
+    monkeypatch.setattr("services.runner.logs._SETTLED_SECONDS", 0.5)
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN) as runner:
+        done = await runner.run()
+        log = await runner.log(done.id)
+        # As a holder leaves it that is killed after it has archived the log, and before it could end the run.
+        lease = uuid4()
+        await own.fetch("INSERT INTO runner.log_writers (run_id, lease) VALUES ($1, $2)", done.id, lease)
+        objects = own.objects()
+        objects.put(f"{run_log_prefix(done.id)}{lease}.log", b"half", content_type="text/plain")
+        objects.close()
+        await _until(lambda: _empty(own, "runner.log_writers"))
+        assert len(own.keys(run_log_prefix(done.id))) == 1
+        assert await runner.log(done.id) == log
+
+
 async def test_who_lost_the_lease_can_neither_log_nor_archive_nor_finish(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path
 ) -> None:
