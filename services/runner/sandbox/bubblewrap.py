@@ -1,5 +1,6 @@
 """Confinement by namespaces, set up by bubblewrap: a job sees the system's programs and its own directory alone."""
 
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -67,42 +68,47 @@ class Bubblewrap:
         network: bool,
     ) -> Wrapped:
         """See `Sandbox`."""
-        inside = self.interior(program, directory)
         users = _descriptor_with(_USERS)
         descriptors = [users]
         command = [str(self._program), "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
         command += ["--unshare-cgroup-try", *([] if network else ["--unshare-net"])]
         command += ["--uid", _UID, "--gid", _UID, "--hostname", "job", "--cap-drop", "ALL", "--disable-userns"]
-        command += ["--die-with-parent", "--new-session", "--info-fd", str(handshake.info)]
-        command += ["--block-fd", str(handshake.block)]
+        command += ["--die-with-parent", "--new-session"]
+        command += ["--info-fd", str(handshake.info), "--block-fd", str(handshake.block)]
         if seccomp.is_supported():
             descriptors.append(_descriptor_with(_filter(network=network)))
             command += ["--seccomp", str(descriptors[-1])]
-        command += ["--ro-bind", "/usr", "/usr", *self._system, "--ro-bind-data", str(users), "/etc/passwd"]
-        for path in (*CONFIGURATION, *(NETWORK_CONFIGURATION if network else ())):
-            command += ["--ro-bind-try", path, path]
-        # Where the runner is root, so are its jobs to the kernel, whose settings they could change in /proc/sys.
-        command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
-        command += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
-        command += ["--bind", str(directory.tmp), inside.tmp]
-        for path in program.support:
-            command += [] if path.is_relative_to("/usr") else ["--ro-bind", str(path), str(path)]
-        if not program.support:
-            command += ["--ro-bind", str(program.interpreter), inside.interpreter]
-        command += ["--ro-bind", str(HARNESSES), inside.harnesses]
-        command += [
-            "--ro-bind",
-            str(directory.bundle),
-            inside.bundle,
-            "--ro-bind",
-            str(directory.inputs),
-            inside.inputs,
-        ]
-        command += ["--bind", str(directory.outputs), inside.outputs, "--bind", str(directory.home), inside.home]
+        command += [*self._system_files(users, network=network), *self._own_files(program, directory)]
+        inside = self.interior(program, directory)
         command += ["--remount-ro", "/", "--chdir", inside.bundle, "--", inside.interpreter, *arguments]
         return Wrapped(command, descriptors, contained=True)
 
+    def _system_files(self, users: int, *, network: bool) -> list[str]:
+        """Options for what every job sees; `users` is a descriptor with its /etc/passwd."""
+        options = ["--ro-bind", "/usr", "/usr", *self._system, "--ro-bind-data", str(users), "/etc/passwd"]
+        for path in (*CONFIGURATION, *(NETWORK_CONFIGURATION if network else ())):
+            options += ["--ro-bind-try", path, path]
+        # Where the runner is root, so are its jobs to the kernel, whose settings they could change in /proc/sys.
+        options += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
+        return [*options, "--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
 
+    def _own_files(self, program: Program, directory: RunDirectory) -> list[str]:
+        """Options for the interpreter and what belongs to the job."""
+        inside = self.interior(program, directory)
+        read = [(str(path), str(path)) for path in program.support if not path.is_relative_to("/usr")]
+        if not program.support:
+            read.append((str(program.interpreter), inside.interpreter))
+        read += [(str(HARNESSES), inside.harnesses)]
+        read += [(str(directory.bundle), inside.bundle), (str(directory.inputs), inside.inputs)]
+        write = [(str(directory.outputs), inside.outputs), (str(directory.home), inside.home)]
+        options = ["--bind", str(directory.tmp), inside.tmp]
+        for option, places in (("--ro-bind", read), ("--bind", write)):
+            for outside, place in places:
+                options += [option, outside, place]
+        return options
+
+
+@functools.cache
 def _filter(*, network: bool) -> bytes:
     return seccomp.build_filter(_SOCKETS_OF_HOST if network else _SOCKETS, among_peers=False)
 
