@@ -7,6 +7,7 @@ has begun to upload, so that what nobody records is removed whatever happens to 
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from services.runner.store import Assignment
 Value = TypeVar("Value")
 
 _PARALLEL_UPLOADS = 4
+_PATIENCE_SECONDS = 60.0  # the handler has done its work: that is not thrown away since S3 starts anew
+_PAUSE_SECONDS = 1.0
 _log = get_logger("runner")
 
 
@@ -79,6 +82,7 @@ class Uploads:
     ) -> list[Output]:
         """All of them, or the first error, once no thread is at work any more."""
         turns, failures = asyncio.Semaphore(_PARALLEL_UPLOADS), list[Exception]()
+        until = time.monotonic() + _PATIENCE_SECONDS
 
         def over() -> bool:
             return bool(failures) or lost.is_set()
@@ -86,11 +90,15 @@ class Uploads:
         async def upload(output: FoundOutput) -> Output | None:
             key = output_key(run.id, run.attempts, output.path)
             async with turns:
-                try:
-                    return await self._in_thread(_upload, self.objects, key, directory, output, over)
-                except Exception as error:  # noqa: BLE001  # raised below
-                    failures.append(error)
-                    return None
+                while True:
+                    try:
+                        return await self._in_thread(_upload, self.objects, key, directory, output, over)
+                    except Exception as error:  # noqa: BLE001  # raised below, or tried again
+                        if over() or not _is_unavailable(error) or time.monotonic() >= until:
+                            failures.append(error)
+                            return None
+                    _log.warning("output_not_stored_yet", run=run.id, path=output.path)
+                    await asyncio.sleep(_PAUSE_SECONDS)
 
         uploaded = await asyncio.gather(*map(upload, found))
         if failures:
@@ -99,6 +107,10 @@ class Uploads:
 
     async def _in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+
+def _is_unavailable(error: Exception) -> bool:
+    return isinstance(error, RunFailed) and isinstance(error.__cause__, ObjectStoreUnavailable)
 
 
 def _upload(objects: ObjectStore, key: str, directory: Path, output: FoundOutput, over: Callable[[], bool]) -> Output:

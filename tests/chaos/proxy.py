@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -27,6 +27,9 @@ class StallingProxy:
         place = urlsplit(target)
         self._target = (str(place.hostname), int(place.port or 80))
         self._stalls: list[Stall] = []
+        self._open: set[asyncio.StreamWriter] = set()
+        self._refuses = False
+        self.refused = 0
         self.url = ""
 
     @contextlib.asynccontextmanager
@@ -47,7 +50,23 @@ class StallingProxy:
         self._stalls.append(stall)
         return stall
 
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Close every connection, those that are open and those that come, and count them in `refused`."""
+        self._refuses = True
+        for writer in self._open:
+            writer.close()
+        try:
+            yield
+        finally:
+            self._refuses = False
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            self.refused += 1
+            writer.close()
+            return
+        self._open.add(writer)
         with contextlib.suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             connection = _Connection()

@@ -132,6 +132,25 @@ async def test_a_run_ends_once_though_its_runner_stops_in_the_transaction_that(
         await _assert_nothing_left(world)
 
 
+async def test_outputs_are_stored_when_s3_is_back(world: World, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with world.doomed() as doomed:
+        with _asleep(world.other):
+            run = await _start(doomed, world, {"gate": str(gate)})
+            await doomed.logged(run.id, "attempt 1 begun")
+            with world.proxy.refusing():
+                gate.touch()
+                await _until(lambda: _refused(world, 50))  # each request is made three times
+            done = await doomed.finished(run.id)
+        assert (done.state, done.attempts) == (RunState.SUCCEEDED, 1)
+        await _assert_ended(world, run, attempts=1)
+        await _assert_nothing_left(world)
+
+
+async def _refused(world: World, times: int) -> bool:
+    return world.proxy.refused >= times
+
+
 async def _start(runner: RunnerProcess, world: World, parameters: dict[str, Any]) -> Run:
     source = InputSource(run=world.source.id, path="1.txt")
     return await runner.start(parameters=parameters, inputs={"source": source})
