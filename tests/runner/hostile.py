@@ -34,7 +34,7 @@ LIMITS = {
 }
 """Small, so that a bomb is small, too."""
 
-MARK = "hostile-stray"
+MARK = f"hostile-stray-{os.getpid()}"
 """In the command line of whatever a job leaves behind, to be found by."""
 
 _NEIGHBOUR = python(

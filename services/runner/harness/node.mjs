@@ -6,17 +6,28 @@
 // The process waits for its first control line before it imports anything of the bundle's. When the control channel
 // closes, the runner is gone, and the whole process group ends.
 
-import fs from "node:fs";
-import net from "node:net";
-import { pathToFileURL } from "node:url";
-import { inspect } from "node:util";
+// Not imported: an import of such a module runs all its lazy parts, and half of the time to start goes there.
+const fs = process.getBuiltinModule("node:fs");
 
 const [controlFd, eventFd] = process.argv.splice(2, 2).map(Number);
 const MAX_EVENT_CHARACTERS = 64 * 1024;
 const DRAIN_MILLISECONDS = 2000;
+const LISTEN_MILLISECONDS = 20;
 const abortion = new AbortController();
-let begun = false;
+const printedTo = new Set();
+let pending = "";
 let over = false;
+
+// The streams are made when they are first used, which takes a while: those that never were need not be drained.
+for (const name of ["stdout", "stderr"]) {
+  const { get } = Object.getOwnPropertyDescriptor(process, name);
+  const stream = () => {
+    const made = get.call(process);
+    printedTo.add(made);
+    return made;
+  };
+  Object.defineProperty(process, name, { configurable: true, enumerable: true, get: stream });
+}
 
 function write(text) {
   const bytes = Buffer.from(text + "\n", "utf8");
@@ -40,9 +51,10 @@ function end(text, code) {
   write(text);
   over = true;
   const exit = () => process.exit(code);
+  let waiting = printedTo.size;
+  if (waiting === 0) exit();
   setTimeout(exit, DRAIN_MILLISECONDS);
-  let waiting = 2;
-  for (const stream of [process.stdout, process.stderr]) stream.write("", () => --waiting || exit());
+  for (const stream of printedTo) stream.write("", () => --waiting || exit());
 }
 
 function cut(value, length) {
@@ -52,7 +64,8 @@ function cut(value, length) {
 
 function describe(value) {
   try {
-    return typeof value === "object" && value !== null ? inspect(value, { depth: 4 }) : String(value);
+    if (typeof value !== "object" || value === null) return String(value);
+    return process.getBuiltinModule("node:util").inspect(value, { depth: 4 });
   } catch {
     return "(something that can't be shown)";
   }
@@ -160,7 +173,7 @@ async function run(start) {
   Object.assign(process.env, start.environment);
   let module;
   try {
-    module = await import(pathToFileURL(start.entry).href);
+    module = await import(process.getBuiltinModule("node:url").pathToFileURL(start.entry).href);
   } catch (error) {
     fail(error);
     return;
@@ -211,25 +224,49 @@ function finish(value, maxBytes) {
 process.on("uncaughtException", fail);
 process.on("unhandledRejection", fail);
 
-const control = new net.Socket({ fd: controlFd, readable: true, writable: false });
-let pending = "";
-control.setEncoding("utf8");
-control.on("data", (text) => {
-  pending += text;
-  for (let at = pending.indexOf("\n"); at >= 0; at = pending.indexOf("\n")) {
-    const message = JSON.parse(pending.slice(0, at));
-    pending = pending.slice(at + 1);
-    if (!begun) {
-      begun = true;
-      control.unref(); // from now on, a job that waits for nothing ends
-      run(message);
-    } else if (message.abort !== undefined) {
-      abortion.abort(new Error(message.abort));
-    }
-  }
-});
 const runnerGone = () => process.kill(0, "SIGKILL");
-control.on("end", runnerGone);
-control.on("error", runnerGone);
+
+// The next line of what is pending, parsed; undefined where it has not come yet.
+function nextMessage() {
+  const at = pending.indexOf("\n");
+  if (at < 0) return undefined;
+  const message = JSON.parse(pending.slice(0, at));
+  pending = pending.slice(at + 1);
+  return message;
+}
+
+// Wait for the start with nothing else to do.
+function readStart() {
+  const decoder = new TextDecoder();
+  const bytes = Buffer.allocUnsafe(64 * 1024);
+  let message;
+  while ((message = nextMessage()) === undefined) {
+    const size = fs.readSync(controlFd, bytes);
+    if (size === 0) runnerGone();
+    pending += decoder.decode(bytes.subarray(0, size), { stream: true });
+  }
+  return message;
+}
+
+// What comes afterwards is read beside the job, and does not keep a job going that waits for nothing.
+function listen() {
+  const { Socket } = process.getBuiltinModule("node:net");
+  const control = new Socket({ fd: controlFd, readable: true, writable: false });
+  const take = (text) => {
+    pending += text;
+    for (let message = nextMessage(); message !== undefined; message = nextMessage()) {
+      if (message.abort !== undefined) abortion.abort(new Error(message.abort));
+    }
+  };
+  control.setEncoding("utf8");
+  control.on("data", take);
+  control.on("end", runnerGone);
+  control.on("error", runnerGone);
+  control.unref();
+  take("");
+}
 
 send({ type: "ready" });
+const start = readStart();
+setTimeout(listen, LISTEN_MILLISECONDS).unref(); // many jobs are over before that
+run(start);
