@@ -94,7 +94,10 @@ _ABANDONED_UPLOADS = """
     LIMIT 100
 """
 
-_FORGET_UPLOAD = "DELETE FROM runner.uploads WHERE run_id = $1 AND attempt = $2"
+_FORGET_UPLOAD = """
+    DELETE FROM runner.uploads USING runner.runs
+    WHERE run_id = $1 AND attempt = $2 AND runs.id = run_id AND runs.finished_at < now() - $3 * interval '1 second'
+"""
 
 
 async def begin_upload(connection: Connection, run_id: str, lease: UUID) -> bool:
@@ -107,6 +110,6 @@ async def abandoned_uploads(connection: Connection) -> list[tuple[str, int]]:
     return [(row["run_id"], row["attempt"]) for row in await connection.fetch(_ABANDONED_UPLOADS)]
 
 
-async def forget_upload(connection: Connection, run_id: str, attempt: int) -> None:
-    """What an attempt had uploaded is gone."""
-    await connection.execute(_FORGET_UPLOAD, run_id, attempt)
+async def forget_upload(connection: Connection, run_id: str, attempt: int, *, ended_before_seconds: float) -> None:
+    """What an attempt had uploaded is gone; forget it where the run ended so long ago that no more will come."""
+    await connection.execute(_FORGET_UPLOAD, run_id, attempt, ended_before_seconds)

@@ -29,6 +29,7 @@ Value = TypeVar("Value")
 _PARALLEL_UPLOADS = 4
 _PATIENCE_SECONDS = 60.0  # the handler has done its work: that is not thrown away since S3 starts anew
 _PAUSE_SECONDS = 1.0
+_SETTLED_SECONDS = 60.0  # a runner that was paused may wake up meanwhile and go on with what it was uploading
 _log = get_logger("runner")
 
 
@@ -71,7 +72,7 @@ class Uploads:
         for run_id, attempt in abandoned:
             await self._in_thread(_remove, self.objects, run_id, attempt)
             async with self.pool.acquire() as connection:
-                await output_store.forget_upload(connection, run_id, attempt)
+                await output_store.forget_upload(connection, run_id, attempt, ended_before_seconds=_SETTLED_SECONDS)
 
     async def _begin(self, run: Assignment) -> bool:
         async with self.pool.acquire() as connection:

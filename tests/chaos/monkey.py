@@ -30,6 +30,7 @@ class Slot:
             registry,
             scratch,
             module="tests.chaos.runner",
+            variables={"SETTLED_SECONDS": "8"},  # longer than any pause
             lease_seconds=LEASE_SECONDS,
             drain_seconds=1,
             **_SANDBOXES[number % len(_SANDBOXES)],

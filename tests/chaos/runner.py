@@ -1,5 +1,6 @@
 """The runner as a program whose wall clock a test may set, and whose housekeeping comes round every second.
 
+SETTLED_SECONDS after the end of a run nobody is expected to write anything of it any more, 2 by default.
 The variable CLOCK_FILE names a file with the seconds by which the clock is off; without it the clock is right.
 """
 
@@ -36,9 +37,9 @@ def _shift_clock() -> None:
 if __name__ == "__main__":
     if "CLOCK_FILE" in os.environ:
         _shift_clock()
-    from services.runner import app, logs
+    from services.runner import app, logs, uploads
     from services.runner.__main__ import main
 
     app._TIDY_SECONDS = 1.0
-    logs._SETTLED_SECONDS = 2.0
+    logs._SETTLED_SECONDS = uploads._SETTLED_SECONDS = float(os.environ.get("SETTLED_SECONDS", "2"))
     sys.exit(main())

@@ -117,6 +117,7 @@ async def test_outputs_of_a_runner_that_is_killed_while_it_uploads_are_swept(
     own: Backend, own_registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.runner.app._TIDY_SECONDS", 0.5)
+    monkeypatch.setattr("services.runner.uploads._SETTLED_SECONDS", 0.5)
     async with runner_process(own, own_registry, tmp_path / "a", lease_seconds=2, **OPEN) as first:
         run = await first.start(parameters={"files": 400})
         await _until(lambda: _has_keys(own, run.id, 1))
@@ -125,6 +126,23 @@ async def test_outputs_of_a_runner_that_is_killed_while_it_uploads_are_swept(
         await other.finished(run.id)
         await _until(lambda: _settled(own, run.id, 2))
         await _assert_outputs(other, run.id, b"of 2", 400)
+        await _until(lambda: _empty(own, "runner.uploads"))
+
+
+async def test_what_a_runner_uploads_after_the_sweep_is_swept_again(
+    own: Backend, own_registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runner.app._TIDY_SECONDS", 0.3)
+    async with running_runner(own, own_registry, tmp_path / "scratch", **OPEN) as runner:
+        done = await runner.run()
+        await own.fetch("INSERT INTO runner.uploads (run_id, attempt, lease) VALUES ($1, 2, $2)", done.id, uuid4())
+        objects = own.objects()
+        for _ in range(2):  # as a runner that is paused between two files, and killed after the second one
+            objects.put(output_key(done.id, 2, "late.txt"), b"late", content_type="text/plain")
+            await _until(lambda: _settled(own, done.id, 1))
+        objects.close()
+        assert len(await runner.client.outputs(done.id)) == 3
+        monkeypatch.setattr("services.runner.uploads._SETTLED_SECONDS", 0.5)
         await _until(lambda: _empty(own, "runner.uploads"))
 
 
