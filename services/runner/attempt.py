@@ -113,6 +113,7 @@ class Attempt:
         finally:
             begun = time.monotonic()
             await self._workshop.cells.remove(cell)
+            self._workshop.cells.refill()
             self._note(remove_ms=_since(begun))
 
     def _network(self, manifest: Manifest) -> bool:
@@ -202,6 +203,7 @@ class Attempt:
     async def _supervise(self, cell: Cell, voice: Voice, start: dict[str, Any]) -> Outcome:
         settings = self._settings
         patience = Patience(self._timeout_seconds, settings.abort_seconds, settings.kill_seconds)
+        self._workshop.cells.refill()  # while the handler is at work, or waits for something
         meter = Meter(cell.process.ancestor, cell.directory, self._limits)
         begun = time.monotonic()
         reporting = asyncio.create_task(self._report(voice, begun))

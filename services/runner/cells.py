@@ -72,7 +72,7 @@ class Cells:
     @contextlib.asynccontextmanager
     async def warmed(self) -> AsyncIterator[None]:
         """Keep cells ready for as long as the context is open."""
-        self._refill()
+        self.refill()
         try:
             yield
         finally:
@@ -80,7 +80,7 @@ class Cells:
             self._warm.clear()
             for cell in await asyncio.gather(*waiting, return_exceptions=True):
                 if isinstance(cell, Cell):
-                    await self._remove(cell)
+                    await self.remove(cell)
 
     async def take(self, kind: CellKind, bundle_bytes: int) -> Cell:
         """A cell of this kind for a bundle that unpacks to `bundle_bytes`; give it back with `remove`.
@@ -96,17 +96,11 @@ class Cells:
                 continue
             if not cell.process.has_ended and self._scratch.has_room(cell.directory, bundle_bytes):
                 return cell
-            await self._remove(cell)
+            await self.remove(cell)
         return await self._make(kind, bundle_bytes)
 
     async def remove(self, cell: Cell) -> None:
-        """End what runs in a cell, and remove its directory; then see to it that others wait."""
-        try:
-            await self._remove(cell)
-        finally:
-            self._refill()
-
-    async def _remove(self, cell: Cell) -> None:
+        """End what runs in a cell, and remove its directory."""
         await asyncio.shield(self._remove_now(cell))
 
     async def _remove_now(self, cell: Cell) -> None:
@@ -115,7 +109,8 @@ class Cells:
         finally:
             await self._in_thread(cell.context.__exit__, None, None, None)
 
-    def _refill(self) -> None:
+    def refill(self) -> None:
+        """See to it that cells wait for the runs to come."""
         for kind, waiting in self._warm.items():
             while len(waiting) < self._warm_count:
                 task = asyncio.create_task(self._make(kind, 0))
