@@ -1,12 +1,14 @@
 """Confinement that needs no privilege and no namespaces: `init.py` starts the job and gives up rights before."""
 
+import ctypes
+import functools
 import json
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.runner.sandbox import seccomp
+from services.runner.sandbox import init, seccomp
 from services.runner.sandbox.layers import (
     CONFIGURATION,
     HARNESSES,
@@ -28,6 +30,7 @@ _READ = (
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _OWN = ("/proc/self",)
+_SCOPES_SINCE = 6  # the version of Landlock that keeps signals and abstract sockets to the job itself
 
 
 class Unprivileged:
@@ -40,7 +43,8 @@ class Unprivileged:
         """What the level says."""
         if self.level is Level.LIMITS:
             return Confinement(self.level, ("no-capabilities", "no-new-privs", "rlimits", "subreaper"), network=True)
-        layers = ("landlock", "seccomp", "no-capabilities", "no-new-privs", "rlimits", "subreaper")
+        scopes = ("landlock-scopes",) if _landlock_version() >= _SCOPES_SINCE else ()
+        layers = ("landlock", *scopes, "seccomp", "no-capabilities", "no-new-privs", "rlimits", "subreaper")
         return Confinement(self.level, layers, network)
 
     def interior(self, program: Program, directory: RunDirectory) -> Interior:
@@ -82,3 +86,10 @@ class Unprivileged:
         }
         command = [sys.executable, "-I", "-S", str(_INIT), json.dumps(spec), str(handshake.info), str(handshake.block)]
         return Wrapped([*command, str(program.interpreter), *arguments])
+
+
+@functools.cache
+def _landlock_version() -> int:
+    """The kernel's version of Landlock; -1 where it has none."""
+    version: int = ctypes.CDLL(None).syscall(init.LANDLOCK_CREATE_RULESET, None, 0, init.LANDLOCK_VERSION)
+    return version
