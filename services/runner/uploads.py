@@ -104,7 +104,16 @@ class Uploads:
         uploaded = await asyncio.gather(*map(upload, found))
         if failures:
             raise failures[0]
+        if any(output.size >= PART_BYTES for output in found):
+            await self._end_broken(run)
         return [output for output in uploaded if output is not None]
+
+    async def _end_broken(self, run: Assignment) -> None:
+        """End what S3 has begun to take in parts and nobody completes, since it, or its answer, was lost on the way."""
+        try:
+            await self._in_thread(self.objects.abort_uploads, output_key(run.id, run.attempts, ""))
+        except ObjectStoreUnavailable as error:
+            _log.warning("uploads_not_removed", run=run.id, attempt=run.attempts, error=error.message)
 
     async def _in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)

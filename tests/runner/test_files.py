@@ -296,3 +296,24 @@ async def test_many_follow_one_log(registry: RunningRegistry, runner: RunningRun
     found = await asyncio.gather(*(follow(runner.client) for _ in range(8)))
     assert all(lines == found[0] for lines in found)
     assert len(found[0]) == 2003
+
+
+async def test_what_s3_began_to_take_and_nobody_completes_is_ended_with_the_upload(
+    registry: RunningRegistry, runner: RunningRunner
+) -> None:
+    code = """
+        import time
+        def handler(context):
+            context.logger('at work')
+            time.sleep(1)
+            with open(f'{context.output_dir}/large', 'wb') as file:
+                file.truncate(9 * 2**20)
+    """
+    await publish(registry, python(code))
+    run = await runner.start()
+    await runner.logged(run.id, "at work")
+    broken = registry.objects.upload(output_key(run.id, 1, "large"), content_type="text/plain")
+    broken.part(bytes(9 * 2**20))
+    assert (await runner.finished(run.id)).state is RunState.SUCCEEDED
+    assert registry.objects.abort_uploads("outputs/") == 0
+    assert len(await runner.client.output(run.id, "large")) == 9 * 2**20
