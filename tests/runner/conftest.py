@@ -10,6 +10,13 @@ from tests.runner.hostile import Target, target
 from tests.runner.running import RunningRunner, running_runner
 
 
+@pytest.fixture
+async def own(servers: Servers) -> AsyncIterator[Backend]:
+    """A database and a bucket of the test's own."""
+    async with fresh_backend(servers) as backend:
+        yield backend
+
+
 @pytest.fixture(scope="module")
 async def shared_backend(servers: Servers) -> AsyncIterator[Backend]:
     """A database and a bucket of the module's own."""

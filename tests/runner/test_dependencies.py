@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,10 @@ from libs.common.journal import Journal
 from libs.common.models import Introspection, RunState
 from libs.common.objects import run_log_prefix
 from services.runner.logs import RunLogs
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import running_runner
-
-
-@pytest.fixture
-async def own(servers: Servers) -> AsyncIterator[Backend]:
-    """A database and a bucket of the test's own."""
-    async with fresh_backend(servers) as backend:
-        yield backend
 
 
 class _CountingClient(RegistryClient):

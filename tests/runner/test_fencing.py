@@ -20,7 +20,7 @@ from services.runner.lifecycle import Leased, Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.store import JOURNAL_GUARD, Ending, Timings
 from services.runner.turns import Turns
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import OPEN, RunnerProcess, RunningRunner, alive, runner_process, running_runner
@@ -38,13 +38,6 @@ _CODE = """
       return run.attempt;
     }
 """
-
-
-@pytest.fixture
-async def own(servers: Servers) -> AsyncIterator[Backend]:
-    """A database and a bucket of the test's own."""
-    async with fresh_backend(servers) as backend:
-        yield backend
 
 
 @pytest.fixture

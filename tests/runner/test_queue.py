@@ -19,7 +19,7 @@ from libs.common.models import (
     StepDefinition,
     WorkflowDefinition,
 )
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend
 from tests.registry.running import Answer, RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import OPEN, RunningRunner, runner_process, running_runner
@@ -34,13 +34,6 @@ _CODE = """
       note('end');
     }
 """
-
-
-@pytest.fixture
-async def own(servers: Servers) -> AsyncIterator[Backend]:
-    """A database and a bucket of the test's own."""
-    async with fresh_backend(servers) as backend:
-        yield backend
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from libs.common.journal import Journal
 from libs.common.models import JobDefinition, RetryPolicy, RunRequest, RunState
 from services.runner.lifecycle import Leased, Lifecycle, Verdict
 from services.runner.turns import Turns
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import OPEN, RunnerProcess, RunningRunner, alive, runner_process, running_runner
@@ -29,13 +29,6 @@ _SLOW = """
       return context.run.attempt;
     }
 """
-
-
-@pytest.fixture
-async def own(servers: Servers) -> AsyncIterator[Backend]:
-    """A database and a bucket of the test's own."""
-    async with fresh_backend(servers) as backend:
-        yield backend
 
 
 @pytest.fixture
