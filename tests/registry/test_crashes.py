@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 
@@ -14,6 +13,7 @@ import pytest
 
 from services.registry.sweep import sweep
 from tests.backend import Backend
+from tests.ports import free_port
 from tests.registry.bundles import bundle
 from tests.registry.running import NOTHING, RunningRegistry, make_token, running_registry
 from tests.registry.test_races import assert_in_agreement
@@ -24,9 +24,7 @@ BIG = bundle(files={"data": os.urandom(20 * 1024 * 1024)})
 @contextlib.asynccontextmanager
 async def registry_process(backend: Backend) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     """`python -m services.registry serve` in a process of its own, and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "services.registry", "serve"),

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from libs.common.web import serve
 from services.runner.app import create_app
 from services.runner.settings import RunnerSettings
 from tests.backend import Backend
+from tests.ports import free_port
 from tests.registry.running import Answer, RunningRegistry, make_token
 
 OPEN: dict[str, Any] = {"sandbox": "limits", "sandbox_minimum": "limits"}
@@ -133,7 +133,7 @@ async def running_runner(
 
     `needed_checks` are those that must be fine before it counts as up.
     """
-    port = _free_port()
+    port = free_port()
     chosen = RunnerSettings(**await _settings(backend, registry, scratch, port, settings))
     stop = asyncio.Event()
     serving = asyncio.create_task(
@@ -166,7 +166,7 @@ async def runner_process(
 
     `prefix` is a command that executes the one behind it, `module` a program that stands in for the runner's.
     """
-    port = _free_port()
+    port = free_port()
     chosen = await _settings(backend, registry, scratch, port, settings)
     environment = {f"STOWAGE_RUNNER_{name.upper()}": str(value) for name, value in chosen.items()}
     with (scratch.parent / f"{scratch.name}-{port}.log").open("wb") as log:
@@ -214,13 +214,6 @@ def alive(pids: Iterable[int]) -> list[int]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X"):
                 found.append(pid)
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _until_ready(
