@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import io
 import json
+import os
+import sys
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,6 +151,40 @@ async def running_registry(backend: Backend, **settings: Any) -> AsyncIterator[R
         objects.close()
         stop.set()
         await serving
+
+
+@contextlib.asynccontextmanager
+async def registry_process(
+    backend: Backend, **settings: object
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """`python -m services.registry serve` in a process of its own, and its port."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "services.registry", "serve"),
+        env={
+            **backend.environment("STOWAGE_REGISTRY_"),
+            **{f"STOWAGE_REGISTRY_{name.upper()}": str(value) for name, value in settings.items()},
+            "STOWAGE_REGISTRY_PORT": str(port),
+            "PATH": os.environ["PATH"],
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+                        if response.status == 200:
+                            break
+                if process.returncode is not None:
+                    raise RuntimeError("the registry ended before it was ready")
+                await asyncio.sleep(0.05)
+        yield process, port
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def _until_alive(session: aiohttp.ClientSession, url: str, serving: "asyncio.Task[None]") -> None:

@@ -4,51 +4,18 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 
-import aiohttp
 import asyncpg
 import pytest
 
 from services.registry.sweep import sweep
 from tests.backend import Backend
-from tests.ports import free_port
 from tests.registry.bundles import bundle
-from tests.registry.running import NOTHING, RunningRegistry, make_token, running_registry
+from tests.registry.running import NOTHING, RunningRegistry, make_token, registry_process, running_registry
 from tests.registry.test_races import assert_in_agreement
 
 BIG = bundle(files={"data": os.urandom(20 * 1024 * 1024)})
-
-
-@contextlib.asynccontextmanager
-async def registry_process(backend: Backend) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """`python -m services.registry serve` in a process of its own, and its port."""
-    port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services.registry", "serve"),
-        env={
-            **backend.environment("STOWAGE_REGISTRY_"),
-            "STOWAGE_REGISTRY_PORT": str(port),
-            "PATH": os.environ["PATH"],
-        },
-        stdout=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
-            while True:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
-                        if response.status == 200:
-                            break
-                assert process.returncode is None
-                await asyncio.sleep(0.05)
-        yield process, port
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 @contextlib.asynccontextmanager
