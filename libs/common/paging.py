@@ -4,17 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aiohttp import web
+from pydantic import Field
 
 from libs.common.cursors import decode_cursor, encode_cursor
-from libs.common.errors import InvalidRequest
-from libs.common.models import Page, Resource
+from libs.common.models import Page, Request, Resource
 
 Item = TypeVar("Item", bound=Resource)
 Row = TypeVar("Row")
-
-_DEFAULT_LIMIT = 50
-_MAX_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +21,15 @@ class Wanted:
     limit: int
 
 
-def read_page(request: web.Request, kind: type[str] | type[int] = str) -> Wanted:
-    """The `limit` (1 to 500) and the `cursor` of a request; InvalidRequest for a cursor that this list did not give."""
-    cursor = request.query.get("cursor")
-    return Wanted(decode_cursor(cursor, kind)[0] if cursor else None, _read_limit(request))
+class PageQuery(Request):
+    """Which part of a list."""
+
+    limit: int = Field(50, ge=1, le=500, description="How many items at most.")
+    cursor: str | None = Field(None, description="`next` of the page before; the first page has none.")
+
+    def wanted(self, kind: type[str] | type[int] = str) -> Wanted:
+        """The page that is asked for, of a list whose keys are of `kind`; InvalidRequest for another list's cursor."""
+        return Wanted(decode_cursor(self.cursor, kind)[0] if self.cursor else None, self.limit)
 
 
 def page_of(
@@ -38,13 +39,3 @@ def page_of(
     shown = rows[: wanted.limit]
     following = encode_cursor(key(shown[-1])) if len(rows) > wanted.limit else None
     return Page(items=[render(row) for row in shown], next=following)
-
-
-def _read_limit(request: web.Request) -> int:
-    try:
-        limit = int(request.query.get("limit", _DEFAULT_LIMIT))
-    except ValueError:
-        limit = 0
-    if not 1 <= limit <= _MAX_LIMIT:
-        raise InvalidRequest(f"limit must be a number from 1 to {_MAX_LIMIT}.")
-    return limit

@@ -3,52 +3,40 @@
 import asyncio
 import contextlib
 import gc
-import math
 import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from libs.common.api import operation_of
 from libs.common.audit import Origin
-from libs.common.auth import Authenticate, Principal, Scope
-from libs.common.errors import InvalidRequest, TooLarge, Unauthenticated
+from libs.common.auth import Authenticate, Principal
+from libs.common.errors import Unauthenticated
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.metrics import Metrics
 from libs.common.problems import ANSWER_BEGUN, REQUEST_ID, Handler, problems_middleware
+from libs.common.reading import MAX_JSON_BYTES
 from libs.common.settings import ServiceSettings
 
 CleanupContext: TypeAlias = Callable[[web.Application], AsyncIterator[None]]
 Check: TypeAlias = Callable[[], Awaitable[None]]
-Model = TypeVar("Model", bound=BaseModel)
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 METRICS = web.AppKey("metrics", Metrics)
 _OPEN_REQUESTS: web.AppKey[dict[str, web.Request]] = web.AppKey("open_requests")
 
-_SCOPE_ATTRIBUTE = "required_scope"
 _OPEN_PATHS = ("/livez", "/readyz", "/metrics")
 _CALLER_GONE = 499
 """Logged and counted where the caller hung up before the answer's end; nobody receives it."""
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _READY_SECONDS = 5.0
 _COLLECTIONS_BEFORE_FULL = 100
-_MAX_JSON_BYTES = 1024 * 1024
-
-
-def requires(scope: Scope) -> Callable[[Handler], Handler]:
-    """Declare the scope that a route needs. A route without a declaration can't be registered."""
-
-    def decorate(handler: Handler) -> Handler:
-        setattr(handler, _SCOPE_ATTRIBUTE, scope)
-        return handler
-
-    return decorate
 
 
 def create_application(
@@ -57,7 +45,7 @@ def create_application(
     routes: Iterable[web.RouteDef],
     authenticate: Authenticate,
     checks: Mapping[str, Check],
-    max_body_bytes: int = _MAX_JSON_BYTES,
+    max_body_bytes: int = MAX_JSON_BYTES,
 ) -> web.Application:
     """An application whose every route but `/livez`, `/readyz` and `/metrics` wants a token with the route's scope.
 
@@ -71,8 +59,8 @@ def create_application(
     application[_OPEN_REQUESTS] = {}
     application[METRICS] = Metrics()
     for route in routes:
-        if not isinstance(getattr(route.handler, _SCOPE_ATTRIBUTE, None), Scope):
-            raise TypeError(f"{route.method} {route.path} does not say which scope it requires")
+        if operation_of(route.handler) is None:
+            raise TypeError(f"{route.method} {route.path} does not say what it promises: use libs.common.api.operation")
         route.register(application.router)
     application.router.add_get("/livez", _livez)
     application.router.add_get("/readyz", _readyz(checks))
@@ -80,54 +68,6 @@ def create_application(
     application.cleanup_ctx.append(_watched_loop)
     application.on_response_prepare.append(_mark_begun)
     return application
-
-
-async def read_model(request: web.Request, model: type[Model], *, max_bytes: int = _MAX_JSON_BYTES) -> Model:
-    """The JSON body as `model`, or InvalidRequest naming each field that is wrong, or TooLarge."""
-    return parse_model(await read_body(request, max_bytes=max_bytes), model)
-
-
-async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
-    """The whole body, or TooLarge."""
-    body = bytearray()
-    async for chunk in request.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > max_bytes:
-            raise TooLarge(f"the body is larger than {max_bytes} bytes, which is the limit here.", maxBytes=max_bytes)
-    return bytes(body)
-
-
-def parse_model(body: bytes, model: type[Model]) -> Model:
-    """JSON as `model`, or InvalidRequest naming each field that is wrong. Blocks: large bodies belong in a thread."""
-    try:
-        parsed = model.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid("the body", error) from None
-    _check_storable(parsed.model_dump())
-    return parsed
-
-
-def _check_storable(body: dict[str, Any]) -> None:
-    """InvalidRequest for what the parser lets pass, but PostgreSQL can't keep as `jsonb` or `text`."""
-    waiting: list[Any] = [body]
-    while waiting:
-        match waiting.pop():
-            case dict() as value:
-                waiting += [*value.keys(), *value.values()]
-            case list() as value:
-                waiting += value
-            case str() as value if "\0" in value:
-                raise InvalidRequest("the body has a NUL character in a text. Remove it.")
-            case float() as value if not math.isfinite(value):
-                raise InvalidRequest(f"the body has the number {value}, which is not JSON. Use null.")
-
-
-def read_query(request: web.Request, model: type[Model]) -> Model:
-    """The query string as `model`, or InvalidRequest naming each parameter that is wrong or unknown."""
-    try:
-        return model.model_validate(dict(request.query))
-    except ValidationError as error:
-        raise _invalid("the query string", error) from None
 
 
 def json_response(model: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -197,15 +137,6 @@ async def _until_bodies_are_received(application: web.Application, seconds: floa
                 await asyncio.sleep(0.05)
 
 
-def _invalid(where: str, error: ValidationError) -> InvalidRequest:
-    problems = [
-        {"field": ".".join(str(part) for part in item["loc"]) or "(whole)", "message": item["msg"]}
-        for item in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    summary = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
-    return InvalidRequest(f"{where} is not what is expected here: {summary}.", errors=problems)
-
-
 def _request_middleware(service: str) -> Middleware:
     log = get_logger(service)
 
@@ -262,9 +193,9 @@ def _auth_middleware(authenticate: Authenticate) -> Middleware:
         if principal is None:
             raise Unauthenticated("the token is unknown, expired or revoked.")
         request[PRINCIPAL] = principal
-        scope = getattr(request.match_info.handler, _SCOPE_ATTRIBUTE, None)
-        if scope is not None:  # none where no route matched: the answer is then 404 or 405
-            principal.require(scope)
+        declared = operation_of(request.match_info.handler)
+        if declared is not None and declared.scope is not None:
+            principal.require(declared.scope)
         return await handler(request)
 
     return middleware

@@ -2,16 +2,16 @@
 
 import json
 from contextlib import aclosing
-from typing import Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
 from libs.common.errors import InvalidRequest
-from libs.common.models import ImportRequest
-from libs.common.paging import read_page
-from libs.common.web import json_response, origin_of, read_model, read_query, requires
+from libs.common.models import Build, Import, ImportRequest, Page, Request
+from libs.common.paging import PageQuery
+from libs.common.web import json_response, origin_of
 from services.builder.imports import Imports
 from services.builder.logs import BuildLogs
 from services.builder.store import ImportEvent
@@ -22,18 +22,26 @@ LOGS = web.AppKey("logs", BuildLogs)
 _MAX_EVENT_NUMBER = 2**31 - 1
 
 
-class _ListQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+_LOCATION = Header("Location", "The import.", "/imports/imp_019aa5c3e1f200112233445566778899")
+_LAST_EVENT_ID = Header("Last-Event-ID", "Only the events after this one.", "4")
+_EVENTS = Content(
+    ("text/event-stream",),
+    "Server-sent events: `build.…` with the build and `import.…` with the import as data, and `definitions.updated`.",
+    'id: 1\nevent: import.started\ndata: {"id": "imp_019aa5c3e1f200112233445566778899", "state": "running"}\n\n',
+)
+_LOG = Content(("text/plain",), "The log, as UTF-8.", "copy: 12 files\ninstall: npm ci\n")
+
+
+class ImportsQuery(PageQuery):
+    """Which imports."""
 
     example: str | None = Field(None, max_length=128)
-    cursor: str | None = None
-    limit: str | None = None
 
 
-class _LogQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class LogQuery(Request):
+    """Which part of a log."""
 
-    follow: Literal["true", "false"] = "false"
+    follow: bool = Field(default=False, description="Go on until the build has ended.")
 
 
 def routes() -> list[web.RouteDef]:
@@ -48,27 +56,37 @@ def routes() -> list[web.RouteDef]:
     ]
 
 
-@requires(Scope.BUILDS_WRITE)
-async def _request_import(request: web.Request) -> web.Response:
-    wanted = await read_model(request, ImportRequest)
-    accepted = await request.app[IMPORTS].request(wanted, origin_of(request))
+@operation(
+    Scope.BUILDS_WRITE,
+    answers={202: Answer(Import, "It is accepted, and goes on by itself.", (_LOCATION,))},
+    errors=["unknown-example", "unknown-bundle"],
+)
+async def _request_import(request: web.Request, body: ImportRequest) -> web.Response:
+    """Rebuild and publish the bundles of an example, and update its jobs and workflows."""
+    accepted = await request.app[IMPORTS].request(body, origin_of(request))
     return json_response(accepted, status=202, headers={"Location": f"/imports/{accepted.id}"})
 
 
-@requires(Scope.BUILDS_WRITE)
-async def _list_imports(request: web.Request) -> web.Response:
-    query = read_query(request, _ListQuery)
-    page = await request.app[IMPORTS].page(read_page(request), example=query.example)
-    return json_response(page)
+@operation(Scope.BUILDS_WRITE, answers={200: Page[Import]}, errors=["invalid-cursor"])
+async def _list_imports(request: web.Request, query: ImportsQuery) -> web.Response:
+    """List imports, newest first."""
+    return json_response(await request.app[IMPORTS].page(query.wanted(), example=query.example))
 
 
-@requires(Scope.BUILDS_WRITE)
+@operation(Scope.BUILDS_WRITE, answers={200: Import}, errors=["not-found"])
 async def _get_import(request: web.Request) -> web.Response:
+    """Get an import with its builds."""
     return json_response(await request.app[IMPORTS].get(request.match_info["id"]))
 
 
-@requires(Scope.BUILDS_WRITE)
+@operation(
+    Scope.BUILDS_WRITE,
+    answers={200: _EVENTS, 204: Answer(None, "Nothing comes after `Last-Event-ID`: don't come back.")},
+    errors=["not-found"],
+    headers=[_LAST_EVENT_ID],
+)
 async def _follow_import(request: web.Request) -> web.StreamResponse:
+    """Watch an import until it ends."""
     events = await request.app[IMPORTS].events(request.match_info["id"], after=_last_event_id(request))
     if events is None:
         return web.Response(status=204)  # tells an EventSource not to come back
@@ -81,15 +99,16 @@ async def _follow_import(request: web.Request) -> web.StreamResponse:
     return response
 
 
-@requires(Scope.BUILDS_WRITE)
+@operation(Scope.BUILDS_WRITE, answers={200: Build}, errors=["not-found"])
 async def _get_build(request: web.Request) -> web.Response:
+    """Get a build."""
     return json_response(await request.app[IMPORTS].build(request.match_info["id"]))
 
 
-@requires(Scope.BUILDS_WRITE)
-async def _get_log(request: web.Request) -> web.StreamResponse:
-    follow = read_query(request, _LogQuery).follow == "true"
-    pieces = await request.app[LOGS].open(request.match_info["id"], follow=follow)
+@operation(Scope.BUILDS_WRITE, answers={200: _LOG}, errors=["not-found", "log-missing", "object-store-unavailable"])
+async def _get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
+    """Read the log of a build."""
+    pieces = await request.app[LOGS].open(request.match_info["id"], follow=query.follow)
     response = web.StreamResponse(headers={"Cache-Control": "no-store"})
     response.content_type = "text/plain"
     response.charset = "utf-8"

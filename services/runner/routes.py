@@ -6,11 +6,11 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic import Field
 
+from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
-from libs.common.cursors import decode_cursor
-from libs.common.models import Attempt, Output, Request, RunRequest, RunState
-from libs.common.paging import Wanted, page_of
-from libs.common.web import json_response, origin_of, read_model, read_query, requires
+from libs.common.models import Attempt, Output, Page, Request, Run, RunRequest, RunState
+from libs.common.paging import PageQuery, page_of
+from libs.common.web import json_response, origin_of
 from services.runner.acceptance import Acceptance
 from services.runner.catalogue import Catalogue
 from services.runner.lifecycle import Lifecycle
@@ -29,15 +29,18 @@ STOPPING = web.AppKey("stopping", Stopping)
 _ACTIVE_TYPES = {"text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/xml"}
 
 
-class PageQuery(Request):
-    """Which part of a list."""
+_LOCATION = Header("Location", "The run.", "/runs/run_019aa5c3e1f200112233445566778899")
+_ETAG = Header("ETag", "The digest of the file.", f'"sha256:{"9f" * 32}"')
+_IDEMPOTENCY_KEY = Header(
+    "Idempotency-Key", "1 to 200 printable ASCII characters: the same key is the same run.", "daily-2026-11-23"
+)
+_IF_NONE_MATCH = Header("If-None-Match", "Digests that the caller has: 304 for these.", f'"sha256:{"9f" * 32}"')
+_LOG = Content(("text/plain",), "The log, as UTF-8.", "loading 24 partitions\ndone\n")
+_FILE = Content(("*/*",), "The file, with the content type that its name suggests.")
 
-    limit: int = Field(50, ge=1, le=500)
-    cursor: str | None = None
 
-    def wanted(self, kind: type[str] | type[int] = str) -> Wanted:
-        """The page that is asked for, of a list whose keys are of `kind`."""
-        return Wanted(decode_cursor(self.cursor, kind)[0] if self.cursor else None, self.limit)
+REFERENCE_ERRORS = ["not-found", "version-deprecated", "queue-full", "registry-unavailable"]
+"""What may be wrong where something at the registry is to be run."""
 
 
 class RunsQuery(PageQuery):
@@ -50,60 +53,72 @@ class RunsQuery(PageQuery):
 
 
 class LogQuery(Request):
-    """Which part of a log: what follows line `after`, and with `follow` also what is still to come."""
+    """Which part of a log."""
 
-    after: int = Field(0, ge=0, le=2**53)
-    follow: bool = False
+    after: int = Field(0, ge=0, le=2**53, description="What follows this line.")
+    follow: bool = Field(default=False, description="Go on until the run has ended.")
 
 
-@requires(Scope.RUNS_WRITE)
-async def post_run(request: web.Request) -> web.StreamResponse:
-    """Accept a run."""
-    wanted = await read_model(request, RunRequest)
+@operation(
+    Scope.RUNS_WRITE,
+    answers={
+        200: Answer(Run, "The run that a request with the same `Idempotency-Key` led to.", (_LOCATION,)),
+        202: Answer(Run, "It is accepted, and queued.", (_LOCATION,)),
+    },
+    errors=[*REFERENCE_ERRORS, "invalid-concurrency-key", "idempotency-key-reused"],
+    headers=[_IDEMPOTENCY_KEY],
+)
+async def post_run(request: web.Request, body: RunRequest) -> web.StreamResponse:
+    """Run a bundle or a job.
+
+    It is pinned to a digest when it is accepted: a replacement after that changes nothing for it.
+    """
     key = request.headers.get("Idempotency-Key")
-    accepted = await request.app[ACCEPTANCE].accept(wanted, origin_of(request), idempotency_key=key)
+    accepted = await request.app[ACCEPTANCE].accept(body, origin_of(request), idempotency_key=key)
     headers = {"Location": f"/runs/{accepted.run.id}"}
     return json_response(run_resource(accepted.run), status=202 if accepted.is_new else 200, headers=headers)
 
 
-@requires(Scope.RUNS_READ)
-async def get_runs(request: web.Request) -> web.StreamResponse:
-    """Runs, newest first."""
-    query = read_query(request, RunsQuery)
+@operation(Scope.RUNS_READ, answers={200: Page[Run]}, errors=["invalid-cursor"])
+async def get_runs(request: web.Request, query: RunsQuery) -> web.StreamResponse:
+    """List runs, newest first."""
     wanted = query.wanted()
     asked = RunFilter(query.state, query.bundle, query.job, query.workflow_run)
     found = await request.app[CATALOGUE].runs(asked, before=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(found, wanted, run_resource, lambda run: run.id))
 
 
-@requires(Scope.RUNS_READ)
+@operation(Scope.RUNS_READ, answers={200: Run}, errors=["not-found"])
 async def get_run(request: web.Request) -> web.StreamResponse:
-    """A run."""
+    """Get a run: its state, digest, result or error, and timings."""
     return json_response(run_resource(await request.app[CATALOGUE].run(request.match_info["id"])))
 
 
-@requires(Scope.RUNS_WRITE)
+@operation(
+    Scope.RUNS_WRITE,
+    answers={202: Answer(Run, "It has been asked to stop, or has ended already.")},
+    errors=["not-found"],
+)
 async def post_cancel(request: web.Request) -> web.StreamResponse:
-    """End a run."""
+    """Ask a run to stop."""
     run_id = request.match_info["id"]
     await request.app[LIFECYCLE].cancel(run_id, origin_of(request))
     return json_response(run_resource(await request.app[CATALOGUE].run(run_id)), status=202)
 
 
-@requires(Scope.RUNS_READ)
-async def get_log(request: web.Request) -> web.StreamResponse:
-    """The log of a run as text."""
-    run_id, query = request.match_info["id"], read_query(request, LogQuery)
+@operation(Scope.RUNS_READ, answers={200: _LOG}, errors=["not-found", "log-missing", "object-store-unavailable"])
+async def get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
+    """Read the log of a run."""
+    run_id = request.match_info["id"]
     logs, stopping = request.app[LOGS], request.app[STOPPING]
     await logs.require(run_id)
     lines = logs.text(run_id, after=query.after, follow=query.follow, closing=stopping.draining.is_set)
     return await _stream(request, lines, {"Content-Type": "text/plain; charset=utf-8"})
 
 
-@requires(Scope.RUNS_READ)
-async def get_attempts(request: web.Request) -> web.StreamResponse:
-    """The attempts at a run, in order."""
-    query = read_query(request, PageQuery)
+@operation(Scope.RUNS_READ, answers={200: Page[Attempt]}, errors=["not-found", "invalid-cursor"])
+async def get_attempts(request: web.Request, query: PageQuery) -> web.StreamResponse:
+    """List the attempts at a run, in order."""
     wanted = query.wanted(int)
     found = await request.app[CATALOGUE].attempts(
         request.match_info["id"], after=wanted.key or 0, limit=wanted.limit + 1
@@ -111,17 +126,22 @@ async def get_attempts(request: web.Request) -> web.StreamResponse:
     return json_response(page_of(found, wanted, Attempt.model_validate, lambda attempt: attempt.number))
 
 
-@requires(Scope.RUNS_READ)
-async def get_outputs(request: web.Request) -> web.StreamResponse:
-    """The outputs of a run, by path."""
-    wanted = read_query(request, PageQuery).wanted()
+@operation(Scope.RUNS_READ, answers={200: Page[Output]}, errors=["not-found", "invalid-cursor"])
+async def get_outputs(request: web.Request, query: PageQuery) -> web.StreamResponse:
+    """List the files that a run left, by path."""
+    wanted = query.wanted()
     found = await request.app[CATALOGUE].outputs(request.match_info["id"], after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(found, wanted, Output.model_validate, lambda output: output.path))
 
 
-@requires(Scope.RUNS_READ)
+@operation(
+    Scope.RUNS_READ,
+    answers={200: Answer(_FILE, None, (_ETAG,)), 304: Answer(None, "The caller has it already.", (_ETAG,))},
+    errors=["not-found", "output-missing", "object-store-unavailable"],
+    headers=[_IF_NONE_MATCH],
+)
 async def get_output(request: web.Request) -> web.StreamResponse:
-    """The bytes of an output."""
+    """Get a file that a run left."""
     run_id, catalogue = request.match_info["id"], request.app[CATALOGUE]
     output = await catalogue.output(run_id, request.match_info["path"])
     headers = _output_headers(output)

@@ -2,16 +2,20 @@
 
 from aiohttp import web
 
+from libs.common.api import Answer, Header, operation
 from libs.common.auth import Scope
-from libs.common.models import WorkflowRunRequest, WorkflowRunState
-from libs.common.paging import page_of
-from libs.common.web import json_response, origin_of, read_model, read_query, requires
+from libs.common.models import Page, WorkflowRun, WorkflowRunRequest, WorkflowRunState
+from libs.common.paging import PageQuery, page_of
+from libs.common.web import json_response, origin_of
 from services.runner.resources import workflow_run_resource
-from services.runner.routes import CATALOGUE, LIFECYCLE, PageQuery
+from services.runner.routes import CATALOGUE, LIFECYCLE, REFERENCE_ERRORS
 from services.runner.workflow_store import WorkflowRunFilter
 from services.runner.workflows import WorkflowAcceptance
 
 WORKFLOW_ACCEPTANCE = web.AppKey("workflow_acceptance", WorkflowAcceptance)
+
+
+_LOCATION = Header("Location", "The workflow run.", "/workflow-runs/wfr_019aa5c3e1f200112233445566778899")
 
 
 class WorkflowRunsQuery(PageQuery):
@@ -21,36 +25,42 @@ class WorkflowRunsQuery(PageQuery):
     state: WorkflowRunState | None = None
 
 
-@requires(Scope.RUNS_WRITE)
-async def post_workflow_run(request: web.Request) -> web.StreamResponse:
+@operation(
+    Scope.RUNS_WRITE,
+    answers={202: Answer(WorkflowRun, "It is accepted.", (_LOCATION,))},
+    errors=[*REFERENCE_ERRORS, "invalid-workflow"],
+)
+async def post_workflow_run(request: web.Request, body: WorkflowRunRequest) -> web.StreamResponse:
     """Start a workflow."""
-    wanted = await read_model(request, WorkflowRunRequest)
     view = await request.app[WORKFLOW_ACCEPTANCE].accept(
-        request.match_info["slug"], wanted.parameters, origin_of(request)
+        request.match_info["slug"], body.parameters, origin_of(request)
     )
     location = {"Location": f"/workflow-runs/{view.run.id}"}
     return json_response(workflow_run_resource(view), status=202, headers=location)
 
 
-@requires(Scope.RUNS_READ)
-async def get_workflow_runs(request: web.Request) -> web.StreamResponse:
-    """Workflow runs, newest first."""
-    query = read_query(request, WorkflowRunsQuery)
+@operation(Scope.RUNS_READ, answers={200: Page[WorkflowRun]}, errors=["invalid-cursor"])
+async def get_workflow_runs(request: web.Request, query: WorkflowRunsQuery) -> web.StreamResponse:
+    """List workflow runs, newest first."""
     wanted = query.wanted()
     asked = WorkflowRunFilter(query.workflow, query.state)
     found = await request.app[CATALOGUE].workflow_runs(asked, before=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(found, wanted, workflow_run_resource, lambda view: view.run.id))
 
 
-@requires(Scope.RUNS_READ)
+@operation(Scope.RUNS_READ, answers={200: WorkflowRun}, errors=["not-found"])
 async def get_workflow_run(request: web.Request) -> web.StreamResponse:
-    """A workflow run and its steps."""
+    """Get a workflow run with each step's run."""
     return json_response(workflow_run_resource(await request.app[CATALOGUE].workflow_run(request.match_info["id"])))
 
 
-@requires(Scope.RUNS_WRITE)
+@operation(
+    Scope.RUNS_WRITE,
+    answers={202: Answer(WorkflowRun, "What was queued or running has been asked to stop.")},
+    errors=["not-found"],
+)
 async def post_cancel(request: web.Request) -> web.StreamResponse:
-    """End a workflow run."""
+    """Ask a workflow run to stop."""
     identifier = request.match_info["id"]
     await request.app[LIFECYCLE].cancel_workflow_run(identifier, origin_of(request))
     return json_response(workflow_run_resource(await request.app[CATALOGUE].workflow_run(identifier)), status=202)

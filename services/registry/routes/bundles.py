@@ -1,85 +1,99 @@
 """Reading what is published, and deprecating it."""
 
 from aiohttp import web
+from pydantic import Field
 
 from libs.common import models
+from libs.common.api import operation
 from libs.common.auth import Scope
-from libs.common.errors import InvalidRequest
-from libs.common.paging import page_of, read_page
-from libs.common.web import json_response, origin_of, read_model, requires
+from libs.common.paging import PageQuery, page_of
+from libs.common.web import json_response, origin_of
 from services.registry import catalog
 from services.registry.resources import POOL
 from services.registry.store.artifacts import File
 
+_NO_VERSION = ["bundle-not-found", "version-not-found"]
 
-@requires(Scope.BUNDLES_READ)
-async def list_bundles(request: web.Request) -> web.Response:
-    """GET /job-bundles"""
-    wanted = read_page(request)
+
+class ResolveQuery(models.Request):
+    """What is to be resolved."""
+
+    reference: str = Field(min_length=1, description="`latest`, a version, or a digest `sha256:…`.")
+
+
+@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Bundle]}, errors=["invalid-cursor"])
+async def list_bundles(request: web.Request, query: PageQuery) -> web.Response:
+    """List bundles by slug."""
+    wanted = query.wanted()
     rows = await catalog.list_bundles(request.app[POOL], after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Bundle.model_validate, lambda row: row.slug))
 
 
-@requires(Scope.BUNDLES_READ)
+@operation(Scope.BUNDLES_READ, answers={200: models.Bundle}, errors=["bundle-not-found"])
 async def get_bundle(request: web.Request) -> web.Response:
-    """GET /job-bundles/{slug}"""
+    """Get a bundle. `latest` is its highest active release."""
     bundle = await catalog.get_bundle(request.app[POOL], request.match_info["slug"])
     return json_response(models.Bundle.model_validate(bundle))
 
 
-@requires(Scope.BUNDLES_READ)
-async def list_versions(request: web.Request) -> web.Response:
-    """GET /job-bundles/{slug}/versions"""
-    wanted = read_page(request)
+@operation(
+    Scope.BUNDLES_READ, answers={200: models.Page[models.Version]}, errors=["bundle-not-found", "invalid-cursor"]
+)
+async def list_versions(request: web.Request, query: PageQuery) -> web.Response:
+    """List the versions of a bundle, highest first."""
+    wanted = query.wanted()
     slug = request.match_info["slug"]
     rows = await catalog.list_versions(request.app[POOL], slug, below=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Version.model_validate, lambda row: row.sort_key))
 
 
-@requires(Scope.BUNDLES_READ)
+@operation(Scope.BUNDLES_READ, answers={200: models.Version}, errors=_NO_VERSION)
 async def get_version(request: web.Request) -> web.Response:
-    """GET /job-bundles/{slug}/versions/{version}"""
+    """Get a version, or `latest`."""
     version = await catalog.get_version(request.app[POOL], *_names(request))
     return json_response(models.Version.model_validate(version))
 
 
-@requires(Scope.BUNDLES_PUBLISH)
-async def patch_version(request: web.Request) -> web.Response:
-    """PATCH /job-bundles/{slug}/versions/{version}"""
-    patch = await read_model(request, models.VersionPatch)
-    version = await catalog.patch_version(request.app[POOL], *_names(request), patch, origin_of(request))
+@operation(Scope.BUNDLES_PUBLISH, answers={200: models.Version}, errors=[*_NO_VERSION, "reason-required"])
+async def patch_version(request: web.Request, body: models.VersionPatch) -> web.Response:
+    """Deprecate a version, or offer it again."""
+    version = await catalog.patch_version(request.app[POOL], *_names(request), body, origin_of(request))
     return json_response(models.Version.model_validate(version))
 
 
-@requires(Scope.BUNDLES_READ)
-async def list_revisions(request: web.Request) -> web.Response:
-    """GET /job-bundles/{slug}/versions/{version}/revisions"""
-    wanted = read_page(request, int)
+@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Revision]}, errors=[*_NO_VERSION, "invalid-cursor"])
+async def list_revisions(request: web.Request, query: PageQuery) -> web.Response:
+    """List every publication of a version, newest first."""
+    wanted = query.wanted(int)
     rows = await catalog.list_revisions(request.app[POOL], *_names(request), below=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Revision.model_validate, lambda row: row.revision))
 
 
-@requires(Scope.BUNDLES_READ)
-async def list_files(request: web.Request) -> web.Response:
-    """GET /job-bundles/{slug}/versions/{version}/files"""
-    wanted = read_page(request)
+@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.FileEntry]}, errors=[*_NO_VERSION, "invalid-cursor"])
+async def list_files(request: web.Request, query: PageQuery) -> web.Response:
+    """List the members of a version by path."""
+    wanted = query.wanted()
     rows = await catalog.list_files(request.app[POOL], *_names(request), after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, _file, lambda row: row.path))
 
 
-@requires(Scope.BUNDLES_READ)
-async def resolve(request: web.Request) -> web.Response:
-    """GET /job-bundles/{slug}/resolve?reference="""
-    reference = request.query.get("reference")
-    if not reference:
-        raise InvalidRequest("the parameter reference is missing: latest, a version, or a digest sha256:…")
-    resolved = await catalog.resolve(request.app[POOL], request.match_info["slug"], reference)
+@operation(
+    Scope.BUNDLES_READ,
+    answers={200: models.Resolution},
+    errors=[*_NO_VERSION, "digest-not-found", "artifact-not-found"],
+)
+async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
+    """Say what `latest`, a version or a digest means right now, with the artifact.
+
+    A digest stands for the newest revision that is or was this artifact, whatever replaced it since.
+    """
+    resolved = await catalog.resolve(request.app[POOL], request.match_info["slug"], query.reference)
     return json_response(models.Resolution.model_validate(resolved))
 
 
-@requires(Scope.BUNDLES_READ)
+@operation(Scope.BUNDLES_READ, answers={200: models.Artifact}, errors=["artifact-not-found"])
 async def get_artifact(request: web.Request) -> web.Response:
-    """GET /artifacts/{digest}"""
+    """Get an artifact: its sizes, manifest, platforms and native files."""
     artifact = await catalog.get_artifact(request.app[POOL], request.match_info["digest"])
     return json_response(models.Artifact.model_validate(artifact))
 

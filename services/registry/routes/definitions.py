@@ -3,58 +3,74 @@
 from aiohttp import web
 
 from libs.common import models
+from libs.common.api import Answer, operation
 from libs.common.auth import Scope
-from libs.common.paging import page_of, read_page
-from libs.common.web import json_response, origin_of, read_model, requires
+from libs.common.paging import PageQuery, page_of
+from libs.common.web import json_response, origin_of
 from services.registry import definitions
 from services.registry.resources import POOL
 from services.registry.store.definitions import Kind
 
 
-@requires(Scope.BUNDLES_PUBLISH)
-async def put_job(request: web.Request) -> web.Response:
-    """PUT /jobs/{slug}"""
-    body = await read_model(request, models.JobDefinition)
+@operation(
+    Scope.BUNDLES_PUBLISH,
+    answers={200: Answer(models.Job, "It was there; the revision says whether it has changed."), 201: models.Job},
+    errors=["invalid-reference", "invalid-concurrency-key"],
+)
+async def put_job(request: web.Request, body: models.JobDefinition) -> web.Response:
+    """Create or update a job.
+
+    Its bundle need not be published yet. To put what is there already changes nothing.
+    """
     created, job = await definitions.put_job(request.app[POOL], request.match_info["slug"], body, origin_of(request))
     return json_response(models.Job.model_validate(job), status=201 if created else 200)
 
 
-@requires(Scope.BUNDLES_READ)
+@operation(Scope.BUNDLES_READ, answers={200: models.Job}, errors=["job-not-found"])
 async def get_job(request: web.Request) -> web.Response:
-    """GET /jobs/{slug}"""
+    """Get a job."""
     job = await definitions.get(request.app[POOL], Kind.JOB, request.match_info["slug"])
     return json_response(models.Job.model_validate(job))
 
 
-@requires(Scope.BUNDLES_READ)
-async def list_jobs(request: web.Request) -> web.Response:
-    """GET /jobs"""
-    wanted = read_page(request)
+@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Job]}, errors=["invalid-cursor"])
+async def list_jobs(request: web.Request, query: PageQuery) -> web.Response:
+    """List jobs by slug."""
+    wanted = query.wanted()
     rows = await definitions.list_page(request.app[POOL], Kind.JOB, after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Job.model_validate, lambda row: row.slug))
 
 
-@requires(Scope.BUNDLES_PUBLISH)
-async def put_workflow(request: web.Request) -> web.Response:
-    """PUT /workflows/{slug}"""
-    body = await read_model(request, models.WorkflowDefinition)
+@operation(
+    Scope.BUNDLES_PUBLISH,
+    answers={
+        200: Answer(models.Workflow, "It was there; the revision says whether it has changed."),
+        201: models.Workflow,
+    },
+    errors=["invalid-workflow"],
+)
+async def put_workflow(request: web.Request, body: models.WorkflowDefinition) -> web.Response:
+    """Create or update a workflow.
+
+    Its jobs need not be defined yet. To put what is there already changes nothing.
+    """
     created, workflow = await definitions.put_workflow(
         request.app[POOL], request.match_info["slug"], body, origin_of(request)
     )
     return json_response(models.Workflow.model_validate(workflow), status=201 if created else 200)
 
 
-@requires(Scope.BUNDLES_READ)
+@operation(Scope.BUNDLES_READ, answers={200: models.Workflow}, errors=["workflow-not-found"])
 async def get_workflow(request: web.Request) -> web.Response:
-    """GET /workflows/{slug}"""
+    """Get a workflow."""
     workflow = await definitions.get(request.app[POOL], Kind.WORKFLOW, request.match_info["slug"])
     return json_response(models.Workflow.model_validate(workflow))
 
 
-@requires(Scope.BUNDLES_READ)
-async def list_workflows(request: web.Request) -> web.Response:
-    """GET /workflows"""
-    wanted = read_page(request)
+@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Workflow]}, errors=["invalid-cursor"])
+async def list_workflows(request: web.Request, query: PageQuery) -> web.Response:
+    """List workflows by slug."""
+    wanted = query.wanted()
     rows = await definitions.list_page(request.app[POOL], Kind.WORKFLOW, after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Workflow.model_validate, lambda row: row.slug))
 

@@ -3,28 +3,46 @@
 import contextlib
 
 from aiohttp import web
+from pydantic import Field
 
 from libs.common import models
+from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
 from libs.common.problems import REQUEST_ID
-from libs.common.web import read_query, requires
 from services.registry import catalog
 from services.registry.download import filename_of, opened, presign
 from services.registry.placement import content_type_of
 from services.registry.resources import OBJECTS, POOL, SETTINGS
 from services.registry.store.versions import Version
 
+_TARBALL = Content(("application/gzip", "application/zstd"), "The tarball.")
+_ETAG = Header("ETag", "The digest of the artifact.", f'"sha256:{"9f" * 32}"')
+_CONTENT_RANGE = Header("Content-Range", "Which bytes these are, of how many.", "bytes 0-1023/24000000")
+_LOCATION = Header("Location", "A URL that needs no token, for a few minutes.", "https://bucket.example/artifacts/…")
+_IF_NONE_MATCH = Header("If-None-Match", "Digests that the caller has: 304 for these.", f'"sha256:{"9f" * 32}"')
+_RANGE = Header("Range", "Which bytes are wanted, with `stream`.", "bytes=0-1023")
+_IF_RANGE = Header("If-Range", "The range is only wanted of this digest.", f'"sha256:{"9f" * 32}"')
 
-class _DownloadQuery(models.Request):
-    """The query string of a download."""
 
-    stream: bool = False
+class DownloadQuery(models.Request):
+    """How to download."""
+
+    stream: bool = Field(default=False, description="Send the bytes, instead of a redirect to them.")
 
 
-@requires(Scope.BUNDLES_READ)
-async def download(request: web.Request) -> web.StreamResponse:
-    """GET /job-bundles/{slug}/versions/{version}/download"""
-    query = read_query(request, _DownloadQuery)
+@operation(
+    Scope.BUNDLES_READ,
+    answers={
+        200: Answer(_TARBALL, "The bytes, with `stream`.", (_ETAG,)),
+        206: Answer(_TARBALL, "Some of the bytes, with `stream`.", (_ETAG, _CONTENT_RANGE)),
+        304: Answer(None, "The caller has it already.", (_ETAG,)),
+        307: Answer(None, "Where the bytes are.", (_ETAG, _LOCATION)),
+    },
+    errors=["bundle-not-found", "version-not-found", "range-not-satisfiable", "artifact-damaged"],
+    headers=[_IF_NONE_MATCH, _RANGE, _IF_RANGE],
+)
+async def download(request: web.Request, query: DownloadQuery) -> web.StreamResponse:
+    """Download a version, or `latest`."""
     version = await catalog.get_version(request.app[POOL], request.match_info["slug"], request.match_info["version"])
     if any(tag.value in (version.digest, "*") for tag in request.if_none_match or ()):
         return web.Response(status=304, headers={"ETag": f'"{version.digest}"'})

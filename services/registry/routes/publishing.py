@@ -7,29 +7,56 @@ from aiohttp import web
 from pydantic import Field
 
 from libs.common import models
+from libs.common.api import Answer, Content, operation
 from libs.common.auth import Scope
 from libs.common.identifiers import check_digest, check_slug, check_version
-from libs.common.web import PRINCIPAL, json_response, origin_of, parse_model, read_body, read_query, requires
+from libs.common.reading import parse_model, read_body
+from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry import catalog, legacy
 from services.registry.body import chunks_of_body
 from services.registry.publication import Published
 from services.registry.resources import POOL, PUBLISHER, SETTINGS
 from services.registry.verdict import Outcome, Proposal
 
+_TARBALL = Content(
+    ("application/gzip", "application/zstd", "application/octet-stream"),
+    "The tarball, compressed with gzip or zstd, with a `manifest.json` at its root. Its bytes say which it is.",
+)
+_REFUSALS = [
+    "body-stalled",
+    "body-damaged",
+    "reason-required",
+    "version-exists",
+    "version-immutable",
+    "artifact-lost",
+    "archive-too-large",
+    "object-store-unavailable",
+]
 
-class _PublishQuery(models.Request):
-    """The query string of a publication. Unknown parameters are refused: a mistyped one would lose its protection."""
 
-    force: bool = False
-    expected_digest: str | None = None
-    reason: str | None = Field(None, max_length=1000)
-    build_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:-]{1,100}$")
+class PublishQuery(models.Request):
+    """How to publish. Unknown parameters are refused: a mistyped one would lose its protection."""
+
+    force: bool = Field(default=False, description="Replace what is published, if its content differs.")
+    expected_digest: str | None = Field(None, description="What is replaced, as the publisher believes; else 412.")
+    reason: str | None = Field(None, max_length=1000, description="Why it is replaced; needed with `force`.")
+    build_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:-]{1,100}$", description="The build that made it.")
 
 
-@requires(Scope.BUNDLES_PUBLISH)
-async def publish(request: web.Request) -> web.Response:
-    """PUT /job-bundles/{slug}/versions/{version}"""
-    query = read_query(request, _PublishQuery)
+@operation(
+    Scope.BUNDLES_PUBLISH,
+    body=_TARBALL,
+    answers={
+        200: Answer(models.Version, "Replaced; or nothing has changed, because it has this content already."),
+        201: Answer(models.Version, "The version is new."),
+    },
+    errors=[*_REFUSALS, "stale-digest", "unprocessable", "invalid-manifest", "manifest-mismatch", "entry-missing"],
+)
+async def publish(request: web.Request, query: PublishQuery) -> web.Response:
+    """Publish a version.
+
+    What is published stays as it is, unless `force` is given by a token with the scope `bundles:force`, and a `reason`.
+    """
     proposal = Proposal(
         check_slug(request.match_info["slug"]),
         check_version(request.match_info["version"]),
@@ -43,9 +70,27 @@ async def publish(request: web.Request) -> web.Response:
     return json_response(models.Version.model_validate(published.version), status=status)
 
 
-@requires(Scope.BUNDLES_PUBLISH)
+@operation(
+    Scope.BUNDLES_PUBLISH,
+    body=models.LegacyPublish,
+    answers={
+        200: Answer(models.LegacyAnswer, "Nothing has changed: it has this content already."),
+        201: Answer(models.LegacyAnswer, "The version is new, or has been replaced."),
+    },
+    errors=[
+        *_REFUSALS,
+        "invalid-base64",
+        "checksum-mismatch",
+        "invalid-manifest",
+        "manifest-mismatch",
+        "entry-missing",
+    ],
+)
 async def publish_json(request: web.Request) -> web.Response:
-    """POST /job-bundles"""
+    """Publish a version in a JSON body: the older way.
+
+    The tarball is base64, standard or URL-safe, or a data URL. What is wrong with it is 400.
+    """
     body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
     parsed = await asyncio.to_thread(parse_model, body, models.LegacyPublish)
     del body

@@ -1,0 +1,91 @@
+"""Reading requests: query strings and JSON bodies become models, or refusals that name each part that is wrong."""
+
+import math
+from collections import Counter
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from libs.common.errors import InvalidRequest, TooLarge
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_JSON_BYTES = 1024 * 1024
+"""The largest JSON body, where a route has no limit of its own."""
+
+
+async def read_model(request: web.Request, model: type[Model], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
+    """The JSON body as `model`, or InvalidRequest naming each field that is wrong, or TooLarge."""
+    return parse_model(await read_body(request, max_bytes=max_bytes), model)
+
+
+async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
+    """The whole body, or TooLarge."""
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(64 * 1024):
+        body += chunk
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body is larger than {max_bytes} bytes, which is the limit here.", maxBytes=max_bytes)
+    return bytes(body)
+
+
+def parse_model(body: bytes, model: type[Model]) -> Model:
+    """JSON as `model`, or InvalidRequest naming each field that is wrong. Blocks: large bodies belong in a thread."""
+    try:
+        parsed = model.model_validate_json(body)
+    except ValidationError as error:
+        raise _invalid("the body", error) from None
+    _check_storable(parsed.model_dump())
+    return parsed
+
+
+def read_query(request: web.Request, model: type[Model]) -> Model:
+    """The query string as `model`, or InvalidRequest naming each parameter that is wrong, unknown or given twice."""
+    _check_given_once(request)
+    try:
+        return model.model_validate(dict(request.query))
+    except ValidationError as error:
+        raise _invalid("the query string", error) from None
+
+
+def refuse_query(request: web.Request) -> None:
+    """InvalidRequest where there is a query string: a parameter that is not understood must not seem to work."""
+    if request.query:
+        problems = [{"field": name, "message": "There is no such parameter"} for name in sorted(set(request.query))]
+        raise _refusal("the query string", problems)
+
+
+def _check_given_once(request: web.Request) -> None:
+    given = Counter(request.query.keys())
+    problems = [{"field": name, "message": "Given more than once"} for name, times in given.items() if times > 1]
+    if problems:
+        raise _refusal("the query string", problems)
+
+
+def _check_storable(body: dict[str, Any]) -> None:
+    """InvalidRequest for what the parser lets pass, but PostgreSQL can't keep as `jsonb` or `text`."""
+    waiting: list[Any] = [body]
+    while waiting:
+        match waiting.pop():
+            case dict() as value:
+                waiting += [*value.keys(), *value.values()]
+            case list() as value:
+                waiting += value
+            case str() as value if "\0" in value:
+                raise InvalidRequest("the body has a NUL character in a text. Remove it.")
+            case float() as value if not math.isfinite(value):
+                raise InvalidRequest(f"the body has the number {value}, which is not JSON. Use null.")
+
+
+def _invalid(where: str, error: ValidationError) -> InvalidRequest:
+    problems = [
+        {"field": ".".join(str(part) for part in item["loc"]) or "(whole)", "message": item["msg"]}
+        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return _refusal(where, problems)
+
+
+def _refusal(where: str, problems: list[dict[str, str]]) -> InvalidRequest:
+    summary = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
+    return InvalidRequest(f"{where} is not what is expected here: {summary}.", errors=problems)
