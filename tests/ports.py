@@ -1,51 +1,64 @@
 """Ports for servers that are told theirs before they start.
 
 Between the choice and the server's own bind, another test's server or client may get the same port from the kernel. So
-these lie below what the kernel hands out by itself, and each worker of a parallel test run has a range of its own.
+these lie below what the kernel hands out by itself, and no two test processes of one machine are given the same: each
+holds a lock on the last ports it was given, until it ends.
 """
 
-import itertools
+import fcntl
 import os
 import random
 import socket
+import tempfile
+from collections import deque
 from dataclasses import fields
+from pathlib import Path
 
 from infra.local.ports import Ports
 
-_FIRST = 10_000
-_PER_WORKER = 600
-_WORKERS = 16  # those of more workers share; ends at 19,600, below the stacks of tests/e2e and the kernel's own range
+_RANGE = range(10_000, 20_000)  # below the stacks of tests/e2e, and below the kernel's own range
 
+_HELD = 256
+"""So many locks at most: by then whoever was given the first has long bound it."""
 
-def _range() -> range:
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
-    start = _FIRST + worker * _PER_WORKER
-    return range(start, start + _PER_WORKER)
-
-
-def _from_anywhere() -> list[int]:
-    """The worker's ports, from a random one on: two test runs on one machine should not go side by side."""
-    ports = list(_range())
-    start = random.randrange(len(ports))  # noqa: S311  # nothing secret about it
-    return ports[start:] + ports[:start]
-
-
-_ports = itertools.cycle(_from_anywhere())
+_held: deque[int] = deque()
+"""Descriptors of the locks."""
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on, and that no other worker of this test run is given."""
-    for port in itertools.islice(_ports, _PER_WORKER):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+    """A port of the loopback interface that nobody listens on, and that no other test process is given."""
+    locks = Path(tempfile.gettempdir()) / f"stowage-test-ports-{os.getuid()}"
+    locks.mkdir(exist_ok=True)
+    for port in random.sample(_RANGE, len(_RANGE)):
+        lock = os.open(locks / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _taken(lock) or not _is_free(port):
+            os.close(lock)
+            continue
+        _held.append(lock)
+        if len(_held) > _HELD:
+            os.close(_held.popleft())
         return port
-    raise RuntimeError(f"no free port among {_range()}")
+    raise RuntimeError(f"no free port among {_RANGE}")
 
 
 def stack_ports() -> Ports:
     """Free ports for the parts of a stack."""
     return Ports(*(free_port() for _ in fields(Ports)))
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
