@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test chaos check format lint types imports lock clean
+.PHONY: help demo up test chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 serv
 
 chaos: $(VENV)/.dev ## Kill, pause and cut off runners and servers under load (MINUTES=5 SEED=…), and check that nothing is lost
 	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.dev ## Feed damaged archives, manifests and binaries to what reads them (MINUTES=5 SEED=…)
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 check: lint types imports test ## What CI runs: format, lint, types, import contracts, tests
 

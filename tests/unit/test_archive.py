@@ -118,10 +118,27 @@ def test_pax_size_overrides_the_header() -> None:
     assert recorder.contents == {"big": data, "next": b"n"}
 
 
-def test_global_pax_header_applies_until_overridden() -> None:
+def test_global_pax_header_may_say_what_does_not_matter() -> None:
     comment = pax({"comment": "0123"}, b"g")
-    recorder, _ = read(tgz(comment, file("a", b"1"), pax({"size": "3"}, b"g"), header("b") + padded(b"abc")))
+    recorder, _ = read(tgz(comment, file("a", b"1"), comment, file("b", b"abc")))
     assert recorder.contents == {"a": b"1", "b": b"abc"}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        (pax({"size": "3"}, b"g"), header("b") + padded(b"abc")),
+        (pax({"path": "all"}, b"g"), file("b")),
+        (file("a"), pax({"comment": "of nothing"}, b"g")),
+        (pax({"path": ""}), file("a")),
+        (pax({"linkpath": ""}), symlink("a", "b")),
+        (pax({"size": ""}), file("a")),
+        (gnu_long(b"L", ""), file("a")),
+        (header("././@LongLink", b"L", 3, magic=GNU) + padded(b"long, but only three bytes of it count"), file("a")),
+    ],
+)
+def test_what_programs_read_differently_is_refused(members: tuple[bytes, ...]) -> None:
+    assert refusal(tgz(*members)).code is Code.CORRUPT
 
 
 def test_base_256_sizes_are_read() -> None:

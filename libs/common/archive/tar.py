@@ -60,11 +60,11 @@ class TarParser:
     """
 
     __slots__ = (
+        "_awaited",
         "_ended",
         "_extension",
         "_extension_kind",
         "_file",
-        "_globals",
         "_limits",
         "_namespace",
         "_overrides",
@@ -90,7 +90,7 @@ class TarParser:
         self._extension = bytearray()
         self._extension_kind = 0
         self._overrides: dict[str, bytes] = {}  # from extended headers, for the next member
-        self._globals: dict[str, bytes] = {}
+        self._awaited = False  # a global header came, and no member since
         self._zero_blocks = 0
         self._ended = False
 
@@ -157,7 +157,7 @@ class TarParser:
             self._zero_blocks += 1
             if self._zero_blocks == 2:
                 self._ended = True
-                if self._overrides:
+                if self._overrides or self._awaited:
                     _corrupt("an extended header is followed by no member")
             return
         if self._zero_blocks:
@@ -177,12 +177,12 @@ class TarParser:
 
     def _begin_member(self, flag: int, raw: bytes, length: int, mode: bytes, link: bytes) -> None:
         target = b""
-        if self._overrides or self._globals:
-            overrides = {**self._globals, **self._overrides}
-            self._overrides = {}
-            raw = overrides.get("path") or raw
-            target = overrides.get("linkpath") or b""
-            length = int(overrides.get("size") or length)
+        self._awaited = False
+        if self._overrides:
+            overrides, self._overrides = self._overrides, {}
+            raw = overrides.get("path", raw)
+            target = overrides.get("linkpath", b"")
+            length = int(overrides.get("size", length))
         entry_type = _TYPES.get(flag)
         if entry_type is None:
             raise _unsupported(raw, _REFUSED.get(flag, f"of the unknown type {chr(flag)!r}"))
@@ -246,12 +246,15 @@ class TarParser:
         self._extension_kind = 0
         if kind == ord("g"):
             self._namespace.count("")
-            self._globals.update(_pax_records(content))
+            self._awaited = True
+            if _pax_records(content):
+                # Programs differ in whether such a record is for all members or for those that follow directly.
+                _corrupt("a global header gives the path or size of members, which each has of its own")
             return
         if kind == ord("x"):
             values = _pax_records(content)
         else:
-            values = {"path" if kind == ord("L") else "linkpath": content.rstrip(b"\0")}
+            values = {"path" if kind == ord("L") else "linkpath": _long_name(content)}
         values[f"({kind})"] = b""  # each kind once, and followed by a member, also if it says nothing of interest
         # Programs differ in which of two names they take, so an archive with two would mean two things.
         if self._overrides.keys() & values.keys():
@@ -322,19 +325,31 @@ def _text(field: bytes) -> bytes:
     return field if end < 0 else field[:end]
 
 
+def _long_name(content: bytes) -> bytes:
+    """The name in a GNU extended header. It must end with a NUL: without one, some programs read on behind its end."""
+    if not content.endswith(b"\0"):
+        _corrupt("a long name does not end with a NUL")
+    name = content.rstrip(b"\0")
+    if not name:
+        _corrupt("a long name is empty")
+    return name
+
+
 def _pax_records(content: bytes) -> dict[str, bytes]:
     """The values that matter of a pax extended header: `path`, `linkpath` and `size`, the last of each.
 
-    An empty value means that the header's own field counts, as POSIX has it.
+    An empty one is refused: to POSIX the header's own field counts then, to some programs the name is empty.
     """
     values: dict[str, bytes] = {}
     for key, value in _pax_items(content):
         if key in (b"path", b"linkpath", b"size"):
+            if not value:
+                _corrupt(f"a pax header gives an empty {key.decode()}")
             values[key.decode()] = value
         elif key.startswith(b"GNU.sparse."):
             raise _unsupported(values.get("path", b"(pax header)"), _REFUSED[ord("S")])
     size = values.get("size")
-    if size and not (size.isdigit() and len(size) < 20):
+    if size is not None and not (size.isdigit() and len(size) < 20):
         _corrupt(f"a pax header gives the size {size[:40]!r}")
     return values
 
