@@ -17,7 +17,7 @@ class Scope(StrEnum):
 
     BUNDLES_READ = "bundles:read"  # read bundles, versions, files, jobs and workflows, and download
     BUNDLES_PUBLISH = "bundles:publish"  # publish new versions, deprecate, define jobs and workflows
-    BUNDLES_FORCE = "bundles:force"  # replace what is published
+    BUNDLES_FORCE = "bundles:force"  # replace what is published, and go back
     BUILDS_WRITE = "builds:write"  # import examples, and watch imports and builds
     RUNS_READ = "runs:read"  # read runs, their logs and outputs
     RUNS_WRITE = "runs:write"  # start and cancel runs

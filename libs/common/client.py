@@ -117,6 +117,11 @@ class RegistryClient(ServiceClient):
         ) as response:
             return response.status, models.Version.model_validate_json(await response.read())
 
+    async def roll_back(self, slug: str, version: str, request: models.RollbackRequest) -> models.Version:
+        """Point a version at an artifact that it had: the version as it is now."""
+        path = f"/job-bundles/{quote(slug, safe='')}/versions/{quote(version, safe='')}/rollback"
+        return await self.send("POST", path, request, models.Version)
+
     async def resolve(self, slug: str, reference: str) -> models.Resolution:
         """What `latest`, a version or a digest of a bundle means right now."""
         return await self.get(f"/job-bundles/{quote(slug, safe='')}/resolve", models.Resolution, reference=reference)

@@ -112,19 +112,40 @@ class Version(Resource):
     previous_digest: str | None
 
 
+class RevisionOrigin(StrEnum):
+    """How a revision came about."""
+
+    PUBLISHED = "published"
+    REPLACED = "replaced"
+    ROLLED_BACK = "rolled_back"
+
+
 class Revision(Resource):
-    """One publication of a version."""
+    """One publication of a version, or a way back to the revision `rolledBackTo`. `buildId` made the artifact."""
 
     revision: int
+    origin: RevisionOrigin
+    rolled_back_to: int | None
     digest: str
     content_digest: str
     size: int
+    unpacked_size: int
+    file_count: int
     platforms: list[str]
     published_at: Timestamp
     published_by: str
     reason: str | None
     previous_digest: str | None
     build_id: str | None
+
+
+class RollbackRequest(Request):
+    """Point a version at an artifact that it was: exactly one of `toRevision` and `toDigest`."""
+
+    to_revision: int | None = Field(None, ge=1, le=2**31 - 1, description="The revision to go back to.")
+    to_digest: str | None = Field(None, description="The artifact to go back to.")
+    reason: str | None = Field(None, max_length=1000, description="Why; needed.")
+    expected_digest: str | None = Field(None, description="What the version is now, as the caller believes; else 412.")
 
 
 class FileEntry(Resource):
@@ -139,11 +160,19 @@ class FileEntry(Resource):
 
 
 class Difference(Resource):
-    """What differs between two artifacts, by file. The lists hold the first paths only, the counts are whole."""
+    """What differs between two artifacts, by file. The lists hold the first paths only, the counts are whole.
+
+    `changedBytes` is by how much the changed files grew, negative where they shrank.
+    """
 
     added: int
     removed: int
     changed: int
+    added_bytes: int
+    removed_bytes: int
+    changed_bytes: int
+    platforms_added: list[str]
+    platforms_removed: list[str]
     added_paths: list[str]
     removed_paths: list[str]
     changed_paths: list[str]

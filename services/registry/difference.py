@@ -1,48 +1,58 @@
-"""What differs between two bundles, by file."""
+"""What differs between two artifacts, in short: for conflicts, the audit trail, and the head of a whole difference."""
 
-from collections.abc import Iterable
+import asyncio
+import dataclasses
+from typing import Any
 
-from libs.common.archive import EntryType
+from libs.common.database import Connection
 from libs.common.models import Difference
-from services.registry.inspection import FileRecord
-from services.registry.store.artifacts import File
+from services.registry.inspection import FileRecord, Inspection, content_members
+from services.registry.store import differences
+from services.registry.store.artifacts import Artifact, File
+from services.registry.store.differences import Summary
+from services.registry.store.versions import Revision, Version
 
 _SHOWN_PATHS = 20
+_SHOWN_PATHS_IN_EVENTS = 5
 
-_Signature = tuple[str, int, int, bytes | None, str | None]
+_Recorded = Artifact | Version | Revision
 
 
-def compare(existing: Iterable[File | FileRecord], offered: Iterable[File | FileRecord]) -> Difference:
-    """What `offered` adds, removes and changes in `existing`: what counts for the content digest counts here."""
-    before, after = _signatures(existing), _signatures(offered)
-    added = sorted(after.keys() - before.keys())
-    removed = sorted(before.keys() - after.keys())
-    changed = sorted(path for path in before.keys() & after.keys() if before[path] != after[path])
+async def between(
+    connection: Connection, before: _Recorded, after: _Recorded | Inspection, *, shown: int = _SHOWN_PATHS
+) -> Difference:
+    """What has to be added, removed and changed in `before` to get `after`, both recorded; `shown` paths of each."""
+    summary = await differences.summarise(connection, before.digest, after.digest, shown=shown)
+    return _difference(summary, before.platforms, after.platforms)
+
+
+async def with_offered(connection: Connection, existing: Version, offered: Inspection) -> Difference:
+    """The same for an artifact that was offered and is not recorded."""
+    files = await asyncio.to_thread(_content, offered)
+    summary = await differences.summarise_offered(connection, existing.digest, files, shown=_SHOWN_PATHS)
+    return _difference(summary, existing.platforms, offered.platforms)
+
+
+async def difference_for_event(
+    connection: Connection, before: _Recorded, after: _Recorded | Inspection
+) -> dict[str, Any]:
+    """What `between` says with a few paths only, as it stands in the audit trail."""
+    found = await between(connection, before, after, shown=_SHOWN_PATHS_IN_EVENTS)
+    return found.model_dump(by_alias=True)
+
+
+def _content(offered: Inspection) -> list[File]:
+    return [row_of(record) for record in content_members(offered.files)]
+
+
+def row_of(record: FileRecord) -> File:
+    """A member that was inspected, as it is recorded."""
+    return File(record.path, record.type.value, record.size, record.mode, record.digest, record.link_target)
+
+
+def _difference(summary: Summary, before: list[str], after: list[str]) -> Difference:
     return Difference(
-        added=len(added),
-        removed=len(removed),
-        changed=len(changed),
-        added_paths=added[:_SHOWN_PATHS],
-        removed_paths=removed[:_SHOWN_PATHS],
-        changed_paths=changed[:_SHOWN_PATHS],
+        **dataclasses.asdict(summary),
+        platforms_added=sorted(set(after) - set(before)),
+        platforms_removed=sorted(set(before) - set(after)),
     )
-
-
-def _signatures(files: Iterable[File | FileRecord]) -> dict[str, _Signature]:
-    """By path what makes up the content. Directories count only where nothing is in them, hard links as files."""
-    files = list(files)
-    parents: set[str] = set()
-    for file in files:
-        parent = file.path.rpartition("/")[0]
-        while parent not in parents:
-            parents.add(parent)
-            parent = parent.rpartition("/")[0]
-    return {
-        file.path: _signature(file) for file in files if file.type != EntryType.DIRECTORY or file.path not in parents
-    }
-
-
-def _signature(file: File | FileRecord) -> _Signature:
-    if file.type == EntryType.HARDLINK:
-        return EntryType.FILE, file.size, file.mode, file.digest, None
-    return file.type, file.size, file.mode, file.digest, file.link_target

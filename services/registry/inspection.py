@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -213,17 +214,21 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
 
 def content_digest(files: list[FileRecord]) -> str:
     """`sha256:<hex>` of a bundle's content, as the module's docstring defines it, from its members in any order."""
+    digest = hashlib.sha256()
+    for record in sorted(content_members(files), key=lambda record: record.path.encode()):
+        digest.update(_record(record))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def content_members(files: list[FileRecord]) -> Iterator[FileRecord]:
+    """The members that make up the content: all but directories that have something in them."""
     parents: set[str] = set()
     for record in files:
         parent = record.path.rpartition("/")[0]
         while parent not in parents:
             parents.add(parent)
             parent = parent.rpartition("/")[0]
-    digest = hashlib.sha256()
-    for record in sorted(files, key=lambda record: record.path.encode()):
-        if record.type is not EntryType.DIRECTORY or record.path not in parents:
-            digest.update(_record(record))
-    return f"sha256:{digest.hexdigest()}"
+    return (record for record in files if record.type is not EntryType.DIRECTORY or record.path not in parents)
 
 
 def _record(record: FileRecord) -> bytes:

@@ -19,7 +19,7 @@ from libs.common.errors import Conflict, StowageError
 from libs.common.log import get_logger
 from libs.common.manifest import Manifest, read_manifest
 from libs.common.objects import ObjectStore, artifact_key
-from services.registry.difference import compare
+from services.registry.difference import with_offered
 from services.registry.incoming import Incoming, received
 from services.registry.inspection import Inspection
 from services.registry.placement import Label, is_whole, place
@@ -49,13 +49,13 @@ class Published:
 
 
 class Publisher:
-    """Publishes. At most `at_once` publications use the database and the bucket at a time; the others wait."""
+    """Publishes. Whoever uses the database and the bucket has one of the `slots`; the others wait."""
 
-    def __init__(self, pool: Pool, objects: ObjectStore, limits: ArchiveLimits, *, at_once: int) -> None:
+    def __init__(self, pool: Pool, objects: ObjectStore, limits: ArchiveLimits, slots: asyncio.Semaphore) -> None:
         self._pool = pool
         self._objects = objects
         self._limits = limits
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = slots
 
     async def publish(
         self, proposal: Proposal, chunks: AsyncIterator[bytes], principal: Principal, origin: Origin
@@ -159,8 +159,7 @@ class Publisher:
         """The refusal's error; a conflict says which files differ."""
         if isinstance(refusal.error, Conflict) and refusal.existing is not None:
             async with self._pool.acquire() as connection:
-                files = await artifacts.list_files(connection, refusal.existing.digest, after=None, limit=None)
-            difference = await asyncio.to_thread(compare, files, offer.inspection.files)
+                difference = await with_offered(connection, refusal.existing, offer.inspection)
             refusal.error.details["difference"] = difference.model_dump(by_alias=True)
         return refusal.error
 

@@ -9,6 +9,7 @@ from libs.common.database import Pool, open_pool
 from libs.common.objects import ObjectStore
 from libs.common.web import METRICS, CleanupContext
 from services.registry.publication import Publisher
+from services.registry.rollback import Restorer
 from services.registry.settings import RegistrySettings
 from services.registry.sweep import sweep_regularly
 from services.registry.tokens import Authenticator
@@ -17,6 +18,7 @@ SETTINGS = web.AppKey("settings", RegistrySettings)
 POOL: web.AppKey[Pool] = web.AppKey("pool")
 OBJECTS = web.AppKey("objects", ObjectStore)
 PUBLISHER = web.AppKey("publisher", Publisher)
+RESTORER = web.AppKey("restorer", Restorer)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 
 
@@ -40,10 +42,11 @@ async def bucket(app: web.Application) -> AsyncIterator[None]:
 
 
 async def publisher(app: web.Application) -> AsyncIterator[None]:
-    """Publications, which leave half of the connections to everybody else."""
+    """Publications and rollbacks, which leave half of the connections to everybody else."""
     settings = app[SETTINGS]
-    at_once = max(1, settings.database_pool_size // 2)
-    app[PUBLISHER] = Publisher(app[POOL], app[OBJECTS], settings.archive_limits, at_once=at_once)
+    slots = asyncio.Semaphore(max(1, settings.database_pool_size // 2))
+    app[PUBLISHER] = Publisher(app[POOL], app[OBJECTS], settings.archive_limits, slots)
+    app[RESTORER] = Restorer(app[POOL], app[OBJECTS], slots)
     yield
 
 

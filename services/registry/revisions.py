@@ -9,7 +9,8 @@ from libs.common.database import Connection
 from libs.common.log import get_logger
 from libs.common.manifest import Manifest
 from libs.common.objects import artifact_key
-from services.registry.inspection import FileRecord, Inspection
+from services.registry.difference import difference_for_event, row_of
+from services.registry.inspection import Inspection
 from services.registry.store import artifacts, bundles, versions
 from services.registry.store.bundles import Description
 from services.registry.store.versions import NewRevision, Version
@@ -67,11 +68,18 @@ async def decide(connection: Connection, offer: Offer, *, lost_digest: str | Non
 
 
 async def record_refusal(
-    connection: Connection, refusal: Refusal, proposal: Proposal, origin: Origin, *, offered_digest: str | None
+    connection: Connection,
+    refusal: Refusal,
+    proposal: Proposal,
+    origin: Origin,
+    *,
+    offered_digest: str | None,
+    operation: str = "publish",
 ) -> None:
     """Put a refused force into the audit trail. A conflict without force is nothing that anybody forced."""
     _log.info(
         "publication_refused",
+        operation=operation,
         slug=proposal.slug,
         version=proposal.version,
         kind=refusal.error.kind,
@@ -89,7 +97,11 @@ async def record_refusal(
                 digest=offered_digest,
                 previous_digest=refusal.existing.digest if refusal.existing else None,
                 reason=proposal.reason_to_replace,
-                detail={"refusal": refusal.error.kind, "expectedDigest": proposal.expected_digest},
+                detail={
+                    "operation": operation,
+                    "refusal": refusal.error.kind,
+                    "expectedDigest": proposal.expected_digest,
+                },
             ),
         )
 
@@ -102,29 +114,33 @@ async def _write(connection: Connection, offer: Offer, before: Version | None) -
         reason=proposal.reason_to_replace if before else proposal.reason,
         previous_digest=before.digest if before else None,
         build_id=proposal.build_id,
+        rolled_back_to=None,
     )
     bundle_id = await bundles.ensure(connection, proposal.slug, actor=actor, description=_description(offer))
-    await artifacts.insert(connection, _artifact(offer.inspection), map(_file, offer.inspection.files))
+    await artifacts.insert(connection, _artifact(offer.inspection), map(row_of, offer.inspection.files))
     if before is None:
         await versions.insert(connection, bundle_id, proposal.version, revision, immutable=proposal.immutable)
     else:
         await versions.advance(connection, before.id, revision, immutable=proposal.immutable)
-    await audit.append(connection, offer.origin, _event(offer, revision, before))
+    await audit.append(connection, offer.origin, await _event(connection, offer, revision, before))
 
 
-def _event(offer: Offer, revision: NewRevision, before: Version | None) -> audit.Event:
+async def _event(connection: Connection, offer: Offer, revision: NewRevision, before: Version | None) -> audit.Event:
+    detail = {
+        "revision": before.revision + 1 if before else 1,
+        "contentDigest": offer.inspection.content_digest,
+        "platforms": offer.inspection.platforms,
+        "buildId": revision.build_id,
+    }
+    if before is not None:
+        detail["difference"] = await difference_for_event(connection, before, offer.inspection)
     return audit.Event(
         "version.replaced" if before else "version.published",
         offer.proposal.subject,
         digest=revision.digest,
         previous_digest=revision.previous_digest,
         reason=revision.reason,
-        detail={
-            "revision": before.revision + 1 if before else 1,
-            "contentDigest": offer.inspection.content_digest,
-            "platforms": offer.inspection.platforms,
-            "buildId": revision.build_id,
-        },
+        detail=detail,
     )
 
 
@@ -146,10 +162,6 @@ def _artifact(inspection: Inspection) -> artifacts.NewArtifact:
         platforms=inspection.platforms,
         native=[{"path": path, "platform": platform} for path, platform in inspection.native],
     )
-
-
-def _file(record: FileRecord) -> artifacts.File:
-    return artifacts.File(record.path, record.type.value, record.size, record.mode, record.digest, record.link_target)
 
 
 def _log_decision(decision: Decision, offer: Offer) -> None:

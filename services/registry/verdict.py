@@ -73,6 +73,14 @@ def judge(
     return Refusal(refused, existing) if refused else Outcome.REPLACED
 
 
+def judge_rollback(existing: Version, digest: str, proposal: Proposal, principal: Principal) -> Outcome | Refusal:
+    """Decide whether a version is to point at the artifact `digest`, which it had. Call it under the lock on it."""
+    if existing.digest == digest:
+        return Outcome.IDENTICAL
+    refused = _refused_force(existing, proposal, principal)
+    return Refusal(refused, existing) if refused else Outcome.REPLACED
+
+
 def judge_absent(proposal: Proposal) -> Refusal | None:
     """Why a version that does not exist can't be published as proposed, or None."""
     if proposal.expected_digest is None:

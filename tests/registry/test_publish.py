@@ -89,6 +89,11 @@ async def test_other_content_without_force_is_a_conflict_that_says_what_differs(
         "added": 25,
         "removed": 1,
         "changed": 1,
+        "addedBytes": 25,
+        "removedBytes": 1,
+        "changedBytes": 0,
+        "platformsAdded": [],
+        "platformsRemoved": [],
         "addedPaths": [f"new/{number:02}.txt" for number in range(20)],
         "removedPaths": ["a.txt"],
         "changedPaths": ["b.txt"],
@@ -147,6 +152,7 @@ async def test_force_replaces_with_a_trace(registry: RunningRegistry) -> None:
     assert event["action"] == "version.replaced"
     assert (event["digest"], event["previous_digest"]) == (version["digest"], old["digest"])
     assert event["reason"] == "mend the build"
+    assert event["detail"]["difference"]["addedPaths"] == ["x"]
     assert len(registry.keys("artifacts/")) == 2
     assert registry.keys("uploads/") == []
     revisions = (await registry.request("GET", "/job-bundles/hello/versions/1.0.0/revisions")).json["items"]

@@ -25,7 +25,7 @@ async def assert_in_agreement(registry: RunningRegistry) -> None:
     lines: dict[str, list[dict[str, object]]] = {}
     for row in await registry.backend.fetch(
         "SELECT b.slug || '@' || v.version AS subject, v.revision AS current, r.revision, r.digest, r.previous_digest, "
-        "r.published_at FROM registry.revisions r JOIN registry.versions v ON v.id = r.version_id "
+        "r.published_at, r.rolled_back_to FROM registry.revisions r JOIN registry.versions v ON v.id = r.version_id "
         "JOIN registry.bundles b ON b.id = v.bundle_id ORDER BY 1, r.revision"
     ):
         lines.setdefault(row["subject"], []).append(dict(row))
@@ -42,7 +42,12 @@ async def assert_in_agreement(registry: RunningRegistry) -> None:
         assert [(event["digest"], event["previous_digest"]) for event in told] == [
             (row["digest"], row["previous_digest"]) for row in line
         ]
-        assert [event["action"] for event in told] == ["version.published"] + ["version.replaced"] * (len(line) - 1)
+        assert [event["action"] for event in told] == ["version.published"] + [
+            "version.replaced" if row["rolled_back_to"] is None else "version.rolled_back" for row in line[1:]
+        ]
+        for revision in line:
+            back = revision["rolled_back_to"]
+            assert back is None or revision["digest"] == line[back - 1]["digest"]  # type: ignore[operator]
     assert len(events) == sum(map(len, lines.values()))
 
 
@@ -123,6 +128,45 @@ async def test_of_replacements_that_expect_the_same_digest_exactly_one_wins(regi
     (winner,) = (answer.json for answer in answers if answer.status == 200)
     assert {answer.json["currentDigest"] for answer in answers if answer.status == 412} == {winner["digest"]}
     assert (await registry.actions()).count("version.force_refused") == 19
+    await assert_in_agreement(registry)
+
+
+async def test_publishers_and_rollbacks_make_one_line_of_revisions(backend: Backend) -> None:
+    contents = [bundle(files={"n": str(n)}) for n in range(4)]
+    async with (
+        running_registry(backend, database_pool_size=8) as one,
+        running_registry(backend, database_pool_size=4) as other,
+    ):
+        digests = [(await one.publish(data, force="true", reason="begin")).json["digest"] for data in contents]
+
+        async def change(number: int) -> int:
+            registry = one if number % 2 else other
+            if number % 4 == 0:
+                return (await registry.publish(contents[number // 4 % 4], force="true", reason=f"{number}")).status
+            target = {"toRevision": 1 + number % 4} if number % 4 == 1 else {"toDigest": digests[number // 4 % 4]}
+            path = "/job-bundles/hello/versions/1.0.0/rollback"
+            return (await registry.request("POST", path, json={"reason": f"{number}", **target})).status
+
+        assert Counter(await asyncio.gather(*map(change, range(48)))) == {200: 48}
+        await assert_in_agreement(one)
+        assert "version.rolled_back" in await one.actions()
+
+
+async def test_of_rollbacks_that_expect_the_same_digest_exactly_one_wins(registry: RunningRegistry) -> None:
+    for number in range(3):
+        current = (await registry.publish(bundle(files={"n": str(number)}), force="true", reason="begin")).json
+    body = {"reason": "back", "expectedDigest": current["digest"]}
+    answers = await asyncio.gather(
+        *(
+            registry.request(
+                "POST", "/job-bundles/hello/versions/1.0.0/rollback", json={**body, "toRevision": 1 + number % 2}
+            )
+            for number in range(12)
+        )
+    )
+    # Those that go where the winner went find it done.
+    assert Counter(answer.status for answer in answers) == {200: 6, 412: 6}
+    assert {answer.json["revision"] for answer in answers if answer.status == 200} == {4}
     await assert_in_agreement(registry)
 
 

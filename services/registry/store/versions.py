@@ -58,8 +58,8 @@ _ADVANCE = """
 # The clock is read here, under the lock, so that later revisions have later times.
 _INSERT_REVISION = """
     INSERT INTO registry.revisions
-        (version_id, revision, digest, published_at, published_by, reason, previous_digest, build_id)
-    VALUES ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7)
+        (version_id, revision, digest, published_at, published_by, reason, previous_digest, build_id, rolled_back_to)
+    VALUES ($1, $2, $3, clock_timestamp(), $4, $5, $6, $7, $8)
 """
 
 _SET_STATUS = """
@@ -68,14 +68,30 @@ _SET_STATUS = """
     WHERE id = $1
 """
 
-_LIST_REVISIONS = """
-    SELECT r.revision, r.digest, a.content_digest, a.size, a.platforms, r.published_at, r.published_by, r.reason,
-           r.previous_digest, r.build_id
+_REVISIONS = """
+    SELECT r.revision, r.digest, a.content_digest, a.size, a.unpacked_size, a.file_count, a.object_key, a.platforms,
+           r.published_at, r.published_by, r.reason, r.previous_digest, r.build_id, r.rolled_back_to,
+           CASE WHEN r.rolled_back_to IS NOT NULL THEN 'rolled_back'
+                WHEN r.revision > 1 THEN 'replaced'
+                ELSE 'published' END AS origin
     FROM registry.revisions r
     JOIN registry.artifacts a ON a.digest = r.digest
+"""
+
+_LIST_REVISIONS = f"""
+    {_REVISIONS}
     WHERE r.version_id = $1 AND ($2::integer IS NULL OR r.revision < $2)
     ORDER BY r.revision DESC
     LIMIT $3
+"""
+
+_FIND_REVISION = f"{_REVISIONS} WHERE r.version_id = $1 AND r.revision = $2"
+
+_FIND_NEWEST_REVISION = f"""
+    {_REVISIONS}
+    WHERE r.version_id = $1 AND r.digest = $2
+    ORDER BY r.revision DESC
+    LIMIT 1
 """
 
 _FIND_REVISION_BY_DIGEST = """
@@ -120,24 +136,29 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class NewRevision:
-    """A publication that is to be recorded."""
+    """A publication that is to be recorded, or a way back to an earlier one; `build_id` made the artifact."""
 
     digest: str
     published_by: str
     reason: str | None
     previous_digest: str | None
     build_id: str | None
+    rolled_back_to: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Revision(NewRevision):
-    """A publication as it is recorded."""
+    """A revision as it is recorded. `origin` says how it came about: published, replaced or rolled_back."""
 
     revision: int
     content_digest: str
     size: int
+    unpacked_size: int
+    file_count: int
+    object_key: str
     platforms: list[str]
     published_at: datetime
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +219,7 @@ async def _insert_revision(connection: Connection, version_id: int, number: int,
         revision.reason,
         revision.previous_digest,
         revision.build_id,
+        revision.rolled_back_to,
     )
 
 
@@ -210,6 +232,18 @@ async def list_revisions(connection: Connection, version_id: int, *, below: int 
     """Revisions of a version, newest first, those below `below`."""
     rows = await connection.fetch(_LIST_REVISIONS, version_id, below, limit)
     return [Revision(**dict(row)) for row in rows]
+
+
+async def find_revision(connection: Connection, version_id: int, revision: int) -> Revision | None:
+    """One revision of a version."""
+    row = await connection.fetchrow(_FIND_REVISION, version_id, revision)
+    return Revision(**dict(row)) if row else None
+
+
+async def find_newest_revision(connection: Connection, version_id: int, digest: str) -> Revision | None:
+    """The newest revision of a version that is or was this artifact."""
+    row = await connection.fetchrow(_FIND_NEWEST_REVISION, version_id, digest)
+    return Revision(**dict(row)) if row else None
 
 
 async def find_revision_by_digest(connection: Connection, slug: str, digest: str) -> RevisionName | None:
