@@ -126,6 +126,13 @@ class RegistryClient(ServiceClient):
         """What `latest`, a version or a digest of a bundle means right now."""
         return await self.get(f"/job-bundles/{quote(slug, safe='')}/resolve", models.Resolution, reference=reference)
 
+    async def note_uses(self, digests: list[str]) -> list[str]:
+        """Say that runs use these artifacts, so that they are kept; those of them that can't be had any more."""
+        noted = await self.send(
+            "POST", "/artifacts/uses", models.ArtifactUses(digests=digests), models.ArtifactUsesNoted
+        )
+        return noted.unavailable
+
     async def job(self, slug: str) -> models.Job:
         """A job definition."""
         return await self.get(f"/jobs/{quote(slug, safe='')}", models.Job)

@@ -78,6 +78,18 @@ async def open_pool(url: str, *, size: int, application_name: str, reset_session
             pool.terminate()
 
 
+@asynccontextmanager
+async def alone(pool: Pool, name: str) -> AsyncIterator[bool]:
+    """Whether nobody else is at the work called `name` while the context is open. It is tried, not waited for."""
+    async with pool.acquire() as connection:
+        mine: bool = await connection.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", name)
+        try:
+            yield mine
+        finally:
+            if mine and not connection.is_closed():  # with the session the lock is gone
+                await connection.execute("SELECT pg_advisory_unlock(hashtextextended($1, 0))", name)
+
+
 class Notifications:
     """Wakes waiters when PostgreSQL notifies a channel.
 

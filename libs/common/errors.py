@@ -50,6 +50,12 @@ class NotFound(StowageError):
     kind = "not-found"
 
 
+class Gone(StowageError):
+    """The named thing was here, and was removed on purpose; the message says by what, and how to get it back."""
+
+    kind = "gone"
+
+
 class Conflict(StowageError):
     """The request contradicts the present state."""
 

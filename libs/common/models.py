@@ -76,6 +76,18 @@ class Artifact(Resource):
     created_at: Timestamp
 
 
+class ArtifactUses(Request):
+    """Artifacts that runs use which have not ended."""
+
+    digests: list[str] = Field(min_length=1, max_length=1000)
+
+
+class ArtifactUsesNoted(Resource):
+    """Of the artifacts whose use was noted, those that can't be had any more."""
+
+    unavailable: list[str]
+
+
 class Bundle(Resource):
     """A named thing that can be run."""
 

@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import boto3
 from botocore.config import Config
@@ -53,6 +54,18 @@ class ObjectInfo:
     size: int
     content_type: str
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """What a list tells of an object: size in bytes, and when it was written by the server's clock."""
+
+    key: str
+    size: int
+    modified_at: datetime
+
+
+Listing: TypeAlias = list[ListedObject]
 
 
 def artifact_key(digest: str, compression: str) -> str:
@@ -193,10 +206,23 @@ class ObjectStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         """Every key that begins with `prefix`, in order."""
+        return (item.key for page in self.pages(prefix) for item in page)
+
+    def pages(self, prefix: str, *, after: str = "") -> Iterator[Listing]:
+        """What is known of every object whose key begins with `prefix` and comes behind `after`: in order, by pages."""
         with _translated("list", prefix):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for item in page.get("Contents", []):
-                    yield item["Key"]
+            for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, StartAfter=after
+            ):
+                yield [
+                    ListedObject(item["Key"], item["Size"], item["LastModified"]) for item in page.get("Contents", [])
+                ]
+
+    def uploads_in_flight(self, prefix: str) -> Iterator[str]:
+        """The keys under `prefix` whose multipart uploads were neither completed nor aborted."""
+        with _translated("list uploads", prefix):
+            found = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix).get("Uploads", [])
+        return (item["Key"] for item in found)
 
     def abort_uploads(self, prefix: str, *, stale: Callable[[str], bool] = lambda _key: True) -> int:
         """Abort multipart uploads in flight under `prefix` whose key is `stale`; returns how many there were."""

@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import getpass
 import sys
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import structlog
@@ -18,7 +20,7 @@ from libs.common.log import configure_logging, get_logger
 from libs.common.models import TokenRequest
 from libs.common.settings import SettingsError
 from libs.common.web import serve_until_signalled
-from services.registry import tokens
+from services.registry import tokens, upkeep
 from services.registry.app import create_app
 from services.registry.settings import RegistrySettings
 
@@ -33,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         print(f"registry: {error}", file=sys.stderr)
         return 2
-    if options.command == "create-token":
-        # Standard output is for the token, which a script may read from there.
+    if options.command != "serve":
+        # Standard output is for the answer, which a script may read from there.
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-        return asyncio.run(_create_token(settings, options))
+        return asyncio.run(_COMMANDS[options.command](settings, options))
     configure_logging(service="registry", log_format=settings.log_format, level=settings.log_level)
     return asyncio.run(_serve(settings))
 
@@ -72,6 +74,24 @@ async def _create_token(settings: RegistrySettings, options: argparse.Namespace)
     return 0
 
 
+async def _gc(settings: RegistrySettings, options: argparse.Namespace) -> int:
+    return await _upkeep(upkeep.collect(settings, dry_run=options.dry_run))
+
+
+async def _upkeep(work: Coroutine[Any, Any, int]) -> int:
+    try:
+        return await work
+    except (StowageError, OSError, asyncpg.PostgresError) as error:
+        print(f"registry: {error}", file=sys.stderr)
+        return 1
+
+
+_COMMANDS: dict[str, Callable[[RegistrySettings, argparse.Namespace], Coroutine[Any, Any, int]]] = {
+    "create-token": _create_token,
+    "gc": _gc,
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m services.registry", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -85,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         help="register the token in this file, making the file with a new one where it is missing; "
         "without it the new token is printed",
     )
+    collect = commands.add_parser("gc", help="remove what the retention settings no longer keep")
+    collect.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser
 
 

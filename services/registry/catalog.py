@@ -9,6 +9,7 @@ from libs.common.errors import InvalidRequest, NotFound
 from libs.common.identifiers import check_digest, check_slug, check_version
 from libs.common.log import get_logger
 from libs.common.models import VersionPatch, VersionStatus
+from services.registry.availability import get_available, get_for_run
 from services.registry.store import artifacts, bundles, versions
 from services.registry.store.artifacts import Artifact, File
 from services.registry.store.bundles import Bundle
@@ -75,16 +76,17 @@ async def list_files(pool: Pool, slug: str, version: str, *, after: str | None, 
 
 
 async def get_artifact(pool: Pool, digest: str) -> Artifact:
-    """The artifact, or NotFound."""
+    """The artifact; NotFound where it is unknown, Gone where it was collected, Conflict where it is quarantined."""
     async with pool.acquire() as connection:
-        return await _artifact(connection, check_digest(digest))
+        return await get_available(connection, check_digest(digest))
 
 
 async def resolve(pool: Pool, slug: str, reference: str) -> Resolved:
     """What `latest`, a version or a digest of this bundle means.
 
     A digest stands for the newest revision that is or was this artifact, whatever replaced it since. Deprecated
-    versions are resolved as well: whether to run them is the runner's to say.
+    versions are resolved as well: whether to run them is the runner's to say. Gone where the artifact was collected,
+    Conflict where it is quarantined; else it counts as used from now on.
     """
     async with pool.acquire() as connection:
         if reference.startswith("sha256:"):
@@ -95,10 +97,10 @@ async def resolve(pool: Pool, slug: str, reference: str) -> Resolved:
                     f"no revision of {slug} is or was {digest}. GET /job-bundles/{slug}/versions lists what there is.",
                     kind="digest-not-found",
                 )
-            artifact = await _artifact(connection, digest)
+            artifact = await get_for_run(connection, digest)
             return Resolved(slug, named.version, named.revision, named.status, artifact)
         found = await _version(connection, slug, reference)
-        artifact = await _artifact(connection, found.digest)
+        artifact = await get_for_run(connection, found.digest)
         return Resolved(slug, found.version, found.revision, found.status, artifact)
 
 
@@ -155,13 +157,6 @@ async def _version(connection: Connection, slug: str, version: str) -> Version:
         f"{slug} has no version {version}. GET /job-bundles/{slug}/versions lists what there is.",
         kind="version-not-found",
     )
-
-
-async def _artifact(connection: Connection, digest: str) -> Artifact:
-    found = await artifacts.get(connection, digest)
-    if found is None:
-        raise NotFound(f"there is no artifact {digest}.", kind="artifact-not-found")
-    return found
 
 
 def _no_bundle(slug: str) -> NotFound:

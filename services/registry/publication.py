@@ -19,6 +19,7 @@ from libs.common.errors import Conflict, StowageError
 from libs.common.log import get_logger
 from libs.common.manifest import Manifest, read_manifest
 from libs.common.objects import ObjectStore, artifact_key
+from services.registry.condition import record_repair
 from services.registry.difference import with_offered
 from services.registry.incoming import Incoming, received
 from services.registry.inspection import Inspection
@@ -101,18 +102,21 @@ class Publisher:
             decision = await decide(connection, offer, lost_digest=lost_digest, write=False)
             if decision.concerns(offer.inspection.digest):
                 async with artifacts.locked(connection, offer.inspection.digest):
-                    repaired = await self._place(offer, incoming)
+                    await self._place(connection, offer, incoming)
                     decision = await decide(connection, offer, lost_digest=lost_digest, write=True)
                     if not decision.written:  # it was there already, or somebody else was faster
                         await self._remove_unless_referred_to(connection, offer.inspection)
-                if repaired and decision.verdict is Outcome.IDENTICAL:
-                    _log.warning("artifact_repaired", subject=offer.proposal.subject, digest=offer.inspection.digest)
         return decision
 
-    async def _place(self, offer: Offer, incoming: Incoming) -> bool:
+    async def _place(self, connection: Connection, offer: Offer, incoming: Incoming) -> None:
+        """See to it that the object is there; and where that was not so, or not to be so, that its row says it now."""
         proposal = offer.proposal
+        known = await artifacts.get(connection, offer.inspection.digest)
+        rewrite = proposal.force or (known is not None and known.damaged_at is not None)
         label = Label(proposal.slug, proposal.version, offer.origin.actor)
-        return await asyncio.to_thread(place, self._objects, incoming, label, rewrite=proposal.force)
+        missing = await asyncio.to_thread(place, self._objects, incoming, label, rewrite=rewrite)
+        if known is not None and (missing or not known.available):
+            await record_repair(connection, known, offer.origin, subject=proposal.subject)
 
     async def _lost_digest(self, connection: Connection, offer: Offer) -> str | None:
         """The artifact of the version, if it has equal content in other bytes and its object is lost."""
@@ -123,6 +127,9 @@ class Publisher:
             or current.digest == offer.inspection.digest
         ):
             return None
+        known = await artifacts.get(connection, current.digest)
+        if known is not None and not known.available:
+            return current.digest
         whole = await asyncio.to_thread(is_whole, self._objects, current.object_key, current.size)
         return None if whole else current.digest
 

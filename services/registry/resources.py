@@ -8,6 +8,7 @@ from aiohttp import web
 from libs.common.database import Pool, open_pool
 from libs.common.objects import ObjectStore
 from libs.common.web import METRICS, CleanupContext
+from services.registry import upkeep
 from services.registry.publication import Publisher
 from services.registry.rollback import Restorer
 from services.registry.settings import RegistrySettings
@@ -51,18 +52,18 @@ async def publisher(app: web.Application) -> AsyncIterator[None]:
 
 
 async def housekeeping(app: web.Application) -> AsyncIterator[None]:
-    """The sweep of stale uploads."""
+    """The sweep of stale uploads, and what one registry does at a time."""
     settings = app[SETTINGS]
-    task = asyncio.create_task(
-        sweep_regularly(
-            app[OBJECTS],
-            max_age_seconds=settings.upload_max_age_seconds,
-            interval_seconds=settings.sweep_interval_seconds,
-        )
+    sweeping = sweep_regularly(
+        app[OBJECTS],
+        max_age_seconds=settings.upload_max_age_seconds,
+        interval_seconds=settings.sweep_interval_seconds,
     )
+    tasks = [asyncio.create_task(work) for work in (sweeping, upkeep.keep_up(settings, app[POOL], app[OBJECTS]))]
     yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 CONTEXTS: tuple[CleanupContext, ...] = (database, bucket, publisher, housekeeping)

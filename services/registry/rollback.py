@@ -11,6 +11,7 @@ from libs.common.errors import Conflict, NotFound
 from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
 from services.registry import catalog
+from services.registry.availability import get_available
 from services.registry.difference import difference_for_event
 from services.registry.placement import is_whole
 from services.registry.revisions import record_refusal
@@ -50,8 +51,8 @@ class Restorer:
         """The version as it is then. Going back to what is current changes nothing.
 
         Raises NotFound where there is no such version or it never had that artifact; Forbidden, PreconditionFailed,
-        Conflict or InvalidRequest as the verdict is, which is in the audit trail; Conflict where the artifact's object
-        is lost from the bucket, and Unavailable where the bucket can't be asked.
+        Conflict or InvalidRequest as the verdict is, which is in the audit trail; Gone where the artifact was
+        collected, Conflict where its object is lost from the bucket, and Unavailable where the bucket can't be asked.
         """
         await catalog.get_version(self._pool, rollback.proposal.slug, rollback.proposal.version)
         async with self._slots, self._pool.acquire() as connection:
@@ -59,6 +60,7 @@ class Restorer:
             if decision.verdict is Outcome.REPLACED:
                 # Nobody removes the object as unused between the look at it and the row that refers to it.
                 async with artifacts.locked(connection, decision.target.digest):
+                    await get_available(connection, decision.target.digest)
                     await self._require_object(decision.target, rollback.proposal)
                     decision = await _decide(connection, rollback, write=True)
         if isinstance(decision.verdict, Refusal):

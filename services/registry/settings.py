@@ -1,10 +1,11 @@
 """What the registry is told by its environment: variables that begin with STOWAGE_REGISTRY_."""
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.archive import ArchiveLimits
 from libs.common.settings import ServiceSettings
+from services.registry.store.collection import Retention
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
@@ -25,6 +26,27 @@ class RegistrySettings(ServiceSettings):
     download_url_seconds: int = Field(300, ge=1, le=604_800, description="How long a presigned download works.")
     upload_max_age_seconds: float = Field(86_400.0, ge=3600, description="Age at which an upload is swept as stale.")
     sweep_interval_seconds: float = Field(3600.0, gt=0, description="Time between sweeps of stale uploads.")
+
+    keep_revisions: int | None = Field(
+        None, ge=1, description="Revisions of each version whose artifacts are kept, the current one among them."
+    )
+    keep_used_days: float = Field(90.0, ge=1, description="Days for which an artifact is kept that a run used.")
+    gc_grace_seconds: float | None = Field(None, description="How long what nothing keeps is left as it is.")
+    gc_interval_seconds: float = Field(86_400.0, gt=0, description="Time between collections.")
+
+    @field_validator("gc_grace_seconds")
+    @classmethod
+    def _longer_than_uploads(cls, value: float | None, info: ValidationInfo) -> float | None:
+        longest = info.data.get("upload_max_age_seconds", 0.0)
+        if value is not None and value <= longest:
+            raise ValueError(f"must be more than UPLOAD_MAX_AGE_SECONDS, {longest:g}: an upload may take so long")
+        return value
+
+    @property
+    def retention(self) -> Retention:
+        """What is kept; the grace is twice the age at which an upload is stale, unless it is set."""
+        grace_seconds = self.gc_grace_seconds or 2 * self.upload_max_age_seconds
+        return Retention(self.keep_revisions, self.keep_used_days, grace_seconds)
 
     @property
     def archive_limits(self) -> ArchiveLimits:

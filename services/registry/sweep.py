@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from libs.common.errors import StowageError
 from libs.common.log import get_logger
@@ -18,18 +19,19 @@ def sweep(objects: ObjectStore, *, max_age_seconds: float) -> int:
 
     Only keys that an upload of ours has are looked at: their age is in them.
     """
-    oldest_ms = (time.time() - max_age_seconds) * 1000
-
-    def stale(key: str) -> bool:
-        began_ms = _began_ms(key)
-        return began_ms is not None and began_ms < oldest_ms
-
+    stale = _older_than(max_age_seconds)
     swept = objects.abort_uploads(UPLOADS, stale=stale)
     for key in objects.list(UPLOADS):
         if stale(key):
             objects.delete(key)
             swept += 1
     return swept
+
+
+def count_stale(objects: ObjectStore, *, max_age_seconds: float) -> int:
+    """How many uploads `sweep` would remove. Blocks."""
+    stale = _older_than(max_age_seconds)
+    return sum(map(stale, objects.uploads_in_flight(UPLOADS))) + sum(map(stale, objects.list(UPLOADS)))
 
 
 async def sweep_regularly(objects: ObjectStore, *, max_age_seconds: float, interval_seconds: float) -> None:
@@ -42,6 +44,16 @@ async def sweep_regularly(objects: ObjectStore, *, max_age_seconds: float, inter
         except StowageError as error:
             _log.warning("sweep_failed", error=error.message)
         await asyncio.sleep(interval_seconds)
+
+
+def _older_than(max_age_seconds: float) -> Callable[[str], bool]:
+    oldest_ms = (time.time() - max_age_seconds) * 1000
+
+    def stale(key: str) -> bool:
+        began_ms = _began_ms(key)
+        return began_ms is not None and began_ms < oldest_ms
+
+    return stale
 
 
 def _began_ms(key: str) -> int | None:

@@ -81,7 +81,7 @@ async def _registry_errors_as(missing: type[StowageError]) -> AsyncIterator[None
         match error.status:
             case HTTPStatus.NOT_FOUND:
                 raise missing(error.message, kind=error.kind) from error
-            case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY | HTTPStatus.CONFLICT:
+            case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY | HTTPStatus.CONFLICT | HTTPStatus.GONE:
                 raise Unprocessable(error.message, kind=error.kind) from error
             case _:
                 raise Unavailable(

@@ -202,7 +202,7 @@ async def test_lost_object_is_repaired_by_publishing_again(registry: RunningRegi
     again = await registry.publish(bundle())
     assert (again.status, again.json) == (200, version)
     assert (await registry.request("GET", f"{VERSION}/download?stream=true")).body == bundle()
-    assert await registry.actions() == ["version.published"]
+    assert await registry.actions() == ["version.published", "artifact.repaired"]
     assert registry.keys("uploads/") == []
 
 
@@ -229,7 +229,7 @@ async def test_every_route_but_health_needs_a_token_and_its_scope(registry: Runn
         ("GET", f"/artifacts/sha256:{'0' * 64}"), ("GET", "/job-bundles/hello/resolve"), ("GET", "/jobs"),
         ("GET", "/jobs/x"), ("PUT", "/jobs/x"), ("GET", "/workflows"), ("GET", "/workflows/x"), ("PUT", "/workflows/x"),
         ("POST", "/tokens"), ("GET", "/tokens"), ("DELETE", "/tokens/x"), ("POST", "/tokens/introspect"),
-        ("GET", "/audit"),
+        ("GET", "/audit"), ("POST", "/artifacts/uses"),
     ]  # fmt: skip
     for method, path in routes:
         for token, status in ((None, 401), ("stw_wrong", 401), ("\u00ff", 401), (powerless, 403)):

@@ -8,11 +8,12 @@ from libs.common.api import operation
 from libs.common.auth import Scope
 from libs.common.paging import PageQuery, page_of
 from libs.common.web import json_response, origin_of
-from services.registry import catalog
+from services.registry import availability, catalog
 from services.registry.resources import POOL
 from services.registry.store.artifacts import File
 
 _NO_VERSION = ["bundle-not-found", "version-not-found"]
+_NO_ARTIFACT = ["artifact-not-found", "artifact-collected", "artifact-quarantined"]
 
 
 class ResolveQuery(models.Request):
@@ -80,7 +81,7 @@ async def list_files(request: web.Request, query: PageQuery) -> web.Response:
 @operation(
     Scope.BUNDLES_READ,
     answers={200: models.Resolution},
-    errors=[*_NO_VERSION, "digest-not-found", "artifact-not-found"],
+    errors=[*_NO_VERSION, "digest-not-found", *_NO_ARTIFACT],
 )
 async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
     """Say what `latest`, a version or a digest means right now, with the artifact.
@@ -91,11 +92,21 @@ async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
     return json_response(models.Resolution.model_validate(resolved))
 
 
-@operation(Scope.BUNDLES_READ, answers={200: models.Artifact}, errors=["artifact-not-found"])
+@operation(Scope.BUNDLES_READ, answers={200: models.Artifact}, errors=_NO_ARTIFACT)
 async def get_artifact(request: web.Request) -> web.Response:
-    """Get an artifact: its sizes, manifest, platforms and native files."""
+    """Get an artifact: its sizes, manifest, platforms and native files.
+
+    410 where it was collected, 409 where it is quarantined.
+    """
     artifact = await catalog.get_artifact(request.app[POOL], request.match_info["digest"])
     return json_response(models.Artifact.model_validate(artifact))
+
+
+@operation(Scope.BUNDLES_READ, answers={200: models.ArtifactUsesNoted})
+async def note_uses(request: web.Request, body: models.ArtifactUses) -> web.Response:
+    """Note that runs which have not ended use these artifacts, so that they are kept."""
+    unavailable = await availability.note_uses(request.app[POOL], body.digests)
+    return json_response(models.ArtifactUsesNoted(unavailable=unavailable))
 
 
 def _names(request: web.Request) -> tuple[str, str]:
@@ -123,4 +134,5 @@ ROUTES = (
     web.get("/job-bundles/{slug}/versions/{version}/revisions", list_revisions),
     web.get("/job-bundles/{slug}/versions/{version}/files", list_files),
     web.get("/artifacts/{digest}", get_artifact),
+    web.post("/artifacts/uses", note_uses),
 )

@@ -38,12 +38,19 @@ class DownloadQuery(models.Request):
         304: Answer(None, "The caller has it already.", (_ETAG,)),
         307: Answer(None, "Where the bytes are.", (_ETAG, _LOCATION)),
     },
-    errors=["bundle-not-found", "version-not-found", "range-not-satisfiable", "artifact-damaged"],
+    errors=[
+        "bundle-not-found",
+        "version-not-found",
+        "range-not-satisfiable",
+        "artifact-damaged",
+        "artifact-quarantined",
+    ],
     headers=[_IF_NONE_MATCH, _RANGE, _IF_RANGE],
 )
 async def download(request: web.Request, query: DownloadQuery) -> web.StreamResponse:
     """Download a version, or `latest`."""
     version = await catalog.get_version(request.app[POOL], request.match_info["slug"], request.match_info["version"])
+    await catalog.get_artifact(request.app[POOL], version.digest)  # refuses what is quarantined
     if any(tag.value in (version.digest, "*") for tag in request.if_none_match or ()):
         return web.Response(status=304, headers={"ETag": f'"{version.digest}"'})
     if request.method == "HEAD" or query.stream:

@@ -25,6 +25,8 @@ from services.registry.verdict import Proposal
         "version-immutable",
         "stale-digest",
         "artifact-lost",
+        "artifact-collected",
+        "artifact-quarantined",
         "object-store-unavailable",
     ],
 )

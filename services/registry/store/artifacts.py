@@ -1,6 +1,6 @@
 """Artifacts and their members."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,8 @@ _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('artifact ' || $1::text, 0
 
 _GET = """
     SELECT digest, content_digest, size, unpacked_size, file_count, compression, object_key, manifest, platforms,
-           native, created_at
+           native, created_at, gc_marked_at, gc_claimed_at, collected_at, collection_policy, damaged_at, damage,
+           coalesce(last_used_at > now() - interval '1 hour', false) AS used_lately
     FROM registry.artifacts
     WHERE digest = $1
 """
@@ -28,6 +29,48 @@ _INSERT = """
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
     ON CONFLICT (digest) DO NOTHING
     RETURNING true
+"""
+
+# Its object is in the bucket now, whatever it was before.
+_RESTORE = """
+    UPDATE registry.artifacts
+    SET stored_at = now(), gc_marked_at = NULL, gc_claimed_at = NULL, collected_at = NULL, collection_policy = NULL,
+        damaged_at = NULL, damage = NULL
+    WHERE digest = $1
+"""
+
+_QUARANTINE = "UPDATE registry.artifacts SET damaged_at = coalesce(damaged_at, now()), damage = $2 WHERE digest = $1"
+
+# Locked in order, so that two who note the same artifacts don't wait for each other.
+_NOTE_USES = """
+    WITH noted AS (
+        SELECT digest
+        FROM registry.artifacts
+        WHERE digest = ANY($1::text[]) AND gc_claimed_at IS NULL AND collected_at IS NULL
+          AND (gc_marked_at IS NOT NULL OR last_used_at IS NULL OR last_used_at <= now() - interval '1 hour')
+        ORDER BY digest
+        FOR UPDATE
+    )
+    UPDATE registry.artifacts SET last_used_at = now(), gc_marked_at = NULL FROM noted
+    WHERE artifacts.digest = noted.digest
+    RETURNING artifacts.digest
+"""
+
+_UNAVAILABLE = """
+    SELECT asked.digest
+    FROM unnest($1::text[]) AS asked (digest)
+    LEFT JOIN registry.artifacts ON artifacts.digest = asked.digest
+    WHERE artifacts.digest IS NULL OR gc_claimed_at IS NOT NULL OR collected_at IS NOT NULL OR damaged_at IS NOT NULL
+    ORDER BY asked.digest
+"""
+
+_FIND_EQUAL = """
+    SELECT other.digest
+    FROM registry.artifacts AS other
+    WHERE other.content_digest = $1 AND other.digest <> $2
+      AND other.gc_claimed_at IS NULL AND other.collected_at IS NULL AND other.damaged_at IS NULL
+    ORDER BY other.created_at
+    LIMIT 1
 """
 
 _FILE_COLUMNS = ("digest", "path", "type", "size", "mode", "file_digest", "link_target")
@@ -59,9 +102,21 @@ class NewArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Artifact(NewArtifact):
-    """An artifact as it is recorded."""
+    """An artifact as it is recorded, and what became of its object (see the migration `artifact_care`)."""
 
     created_at: datetime
+    gc_marked_at: datetime | None
+    gc_claimed_at: datetime | None
+    collected_at: datetime | None
+    collection_policy: str | None
+    damaged_at: datetime | None
+    damage: str | None
+    used_lately: bool
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be had, as far as is known: not collected, not about to be, not damaged."""
+        return self.collected_at is None and self.gc_claimed_at is None and self.damaged_at is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +182,35 @@ async def insert(connection: Connection, artifact: NewArtifact, files: Iterable[
                 for file in files
             ),
         )
+
+
+async def restore(connection: Connection, digest: str) -> None:
+    """Record that the object of an artifact is in the bucket, whole. Under the lock on the artifact."""
+    await connection.execute(_RESTORE, digest)
+
+
+async def quarantine(connection: Connection, digest: str, damage: str) -> None:
+    """Record what is wrong with the object of an artifact. Under the lock on the artifact."""
+    await connection.execute(_QUARANTINE, digest, damage)
+
+
+async def note_uses(connection: Connection, digests: Sequence[str]) -> list[str]:
+    """Record that runs use these artifacts, at most once an hour each; those for which it was recorded now.
+
+    What was to be collected is not any more. What is being collected already is left out.
+    """
+    return [row["digest"] for row in await connection.fetch(_NOTE_USES, list(digests))]
+
+
+async def unavailable(connection: Connection, digests: Sequence[str]) -> list[str]:
+    """Those of these artifacts that are unknown, collected or damaged."""
+    return [row["digest"] for row in await connection.fetch(_UNAVAILABLE, list(digests))]
+
+
+async def find_equal(connection: Connection, content_digest: str, *, other_than: str) -> str | None:
+    """The oldest other artifact with this content that is neither collected nor known to be damaged."""
+    found: str | None = await connection.fetchval(_FIND_EQUAL, content_digest, other_than)
+    return found
 
 
 async def list_files(connection: Connection, digest: str, *, after: str | None, limit: int | None) -> list[File]:

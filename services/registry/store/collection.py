@@ -1,0 +1,145 @@
+"""Artifacts that nothing keeps, and the upkeep that one registry does at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from libs.common.database import Connection
+
+# $1 revisions that are kept of each version, all where it is null; $2 days since the last use; $3 seconds of grace.
+_NOTHING_KEEPS_IT = """
+    artifacts.collected_at IS NULL
+    AND artifacts.stored_at <= now() - $3 * interval '1 second'
+    AND (artifacts.last_used_at IS NULL OR artifacts.last_used_at <= now() - $2 * interval '1 day')
+    AND NOT EXISTS (
+        SELECT FROM registry.revisions
+        JOIN registry.versions ON versions.id = revisions.version_id
+        WHERE revisions.digest = artifacts.digest
+          AND ($1::integer IS NULL OR revisions.revision > versions.revision - $1)
+    )
+"""
+
+_IS_DUE = """
+    (artifacts.gc_claimed_at IS NOT NULL OR artifacts.gc_marked_at <= now() - $3 * interval '1 second')
+"""
+
+_LIST = f"""
+    SELECT artifacts.digest, artifacts.size, artifacts.last_used_at,
+           {_IS_DUE} IS TRUE AS due,
+           (SELECT array_agg(DISTINCT bundles.slug || '@' || versions.version)
+            FROM registry.revisions
+            JOIN registry.versions ON versions.id = revisions.version_id
+            JOIN registry.bundles ON bundles.id = versions.bundle_id
+            WHERE revisions.digest = artifacts.digest) AS versions
+    FROM registry.artifacts
+    WHERE (artifacts.gc_claimed_at IS NOT NULL AND artifacts.collected_at IS NULL) OR ({_NOTHING_KEEPS_IT})
+    ORDER BY artifacts.digest
+"""  # noqa: S608  # constants
+
+_MARK = f"""
+    UPDATE registry.artifacts SET gc_marked_at = now()
+    WHERE gc_marked_at IS NULL AND gc_claimed_at IS NULL AND {_NOTHING_KEEPS_IT}
+    RETURNING digest
+"""  # noqa: S608  # constants
+
+_UNMARK = f"""
+    UPDATE registry.artifacts SET gc_marked_at = NULL
+    WHERE gc_marked_at IS NOT NULL AND gc_claimed_at IS NULL AND collected_at IS NULL AND NOT ({_NOTHING_KEEPS_IT})
+"""  # noqa: S608  # constants
+
+_CLAIM = f"""
+    UPDATE registry.artifacts SET gc_claimed_at = coalesce(gc_claimed_at, now())
+    WHERE digest = $4 AND collected_at IS NULL AND {_IS_DUE} AND (gc_claimed_at IS NOT NULL OR ({_NOTHING_KEEPS_IT}))
+    RETURNING object_key
+"""  # noqa: S608  # constants
+
+_FINISH = """
+    UPDATE registry.artifacts
+    SET collected_at = now(), collection_policy = $2, gc_marked_at = NULL, gc_claimed_at = NULL
+    WHERE digest = $1
+"""
+
+_NAMED = """
+    SELECT object_key FROM registry.artifacts WHERE digest = ANY($1::text[]) AND collected_at IS NULL
+"""
+
+_BEGIN_IF_DUE = """
+    INSERT INTO registry.upkeep (name) VALUES ($1)
+    ON CONFLICT (name) DO UPDATE SET began_at = now(), ended_at = NULL
+    WHERE upkeep.ended_at IS NULL OR upkeep.ended_at <= now() - $2 * interval '1 second'
+    RETURNING true
+"""
+
+_END = "UPDATE registry.upkeep SET ended_at = now() WHERE name = $1"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept. Of each version the last `keep_revisions`, the current one among them, or all where it is None;
+    what runs used in the last `keep_used_days`; and what was stored, or given up, within `grace_seconds`.
+    """
+
+    keep_revisions: int | None
+    keep_used_days: float
+    grace_seconds: float
+
+    def __str__(self) -> str:
+        kept = "every revision" if self.keep_revisions is None else f"the last {self.keep_revisions} revisions"
+        return f"keep {kept} of each version and what runs used in the last {self.keep_used_days:g} days"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An artifact that nothing keeps. `due`: it has waited for its grace. `versions` have it in their past."""
+
+    digest: str
+    size: int
+    last_used_at: datetime | None
+    due: bool
+    versions: list[str]
+
+
+async def list_candidates(connection: Connection, retention: Retention) -> list[Candidate]:
+    """Every artifact that nothing keeps, and those that were begun to be collected."""
+    rows = await connection.fetch(_LIST, *_parameters(retention))
+    return [Candidate(**{**dict(row), "versions": row["versions"] or []}) for row in rows]
+
+
+async def mark(connection: Connection, retention: Retention) -> list[str]:
+    """Mark what nothing keeps, and unmark what something keeps again; the digests that were marked now."""
+    await connection.execute(_UNMARK, *_parameters(retention))
+    return [row["digest"] for row in await connection.fetch(_MARK, *_parameters(retention))]
+
+
+async def claim(connection: Connection, digest: str, retention: Retention) -> str | None:
+    """From here on nobody begins to use the artifact; its object's key, or None where something keeps it after all.
+
+    Under the lock on the artifact.
+    """
+    key: str | None = await connection.fetchval(_CLAIM, *_parameters(retention), digest)
+    return key
+
+
+async def finish(connection: Connection, digest: str, policy: str) -> None:
+    """Record that the object of a claimed artifact is gone."""
+    await connection.execute(_FINISH, digest, policy)
+
+
+async def named_keys(connection: Connection, digests: Sequence[str]) -> set[str]:
+    """The keys of those of these artifacts whose object should be in the bucket."""
+    return {row["object_key"] for row in await connection.fetch(_NAMED, list(digests))}
+
+
+async def begin_if_due(connection: Connection, name: str, *, interval_seconds: float) -> bool:
+    """Whether the work `name` was last ended so long ago, or never; then it is recorded as begun."""
+    return await connection.fetchval(_BEGIN_IF_DUE, name, interval_seconds) is not None
+
+
+async def end(connection: Connection, name: str) -> None:
+    """Record that the work `name` was done."""
+    await connection.execute(_END, name)
+
+
+def _parameters(retention: Retention) -> tuple[Any, ...]:
+    return retention.keep_revisions, retention.keep_used_days, retention.grace_seconds
