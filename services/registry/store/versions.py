@@ -28,16 +28,19 @@ _COLUMNS = """
 
 _FIND = f"{_COLUMNS} WHERE b.slug = $1 AND v.version = $2"
 
+# The bundle's id as a value of its own, not by the join: only then are the indexes read in order, and no further.
+_OF_BUNDLE = "v.bundle_id = (SELECT id FROM registry.bundles WHERE slug = $1)"
+
 _LATEST = f"""
     {_COLUMNS}
-    WHERE b.slug = $1 AND v.status = 'active'
+    WHERE {_OF_BUNDLE} AND v.status = 'active'
     ORDER BY v.prerelease, v.sort_key DESC
     LIMIT 1
 """
 
 _LIST = f"""
     {_COLUMNS}
-    WHERE b.slug = $1 AND ($2::text IS NULL OR v.sort_key < $2 COLLATE "C")
+    WHERE {_OF_BUNDLE} AND ($2::text IS NULL OR v.sort_key < $2 COLLATE "C")
     ORDER BY v.sort_key DESC
     LIMIT $3
 """
