@@ -1,4 +1,8 @@
-"""The audit trail: who changed what, appended in the transaction of the change."""
+"""The audit trail: who changed what, appended in the transaction of the change.
+
+Appending is an INSERT that waits for nobody. The registry gives events their places in a Merkle tree afterwards, which
+is what makes a later change, removal or insertion show.
+"""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,19 +14,6 @@ _APPEND = """
     INSERT INTO audit.events (actor, action, subject, digest, previous_digest, reason, request_id, client, detail)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
     RETURNING id
-"""
-
-_SELECT = """
-    SELECT id, at, actor, action, subject, digest, previous_digest, reason, request_id, client, detail
-    FROM audit.events
-    WHERE ($1::text IS NULL OR actor = $1)
-      AND ($2::text IS NULL OR action = $2)
-      AND ($3::text IS NULL OR subject = $3 OR starts_with(subject, $3 || '@'))
-      AND ($4::timestamptz IS NULL OR at >= $4)
-      AND ($5::timestamptz IS NULL OR at < $5)
-      AND ($6::bigint IS NULL OR id < $6)
-    ORDER BY id DESC
-    LIMIT $7
 """
 
 
@@ -64,17 +55,6 @@ class RecordedEvent:
     detail: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class EventFilter:
-    """Which events to list. `subject` matches exactly, or everything about one bundle (`slug` finds `slug@1.2.0`)."""
-
-    actor: str | None = None
-    action: str | None = None
-    subject: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-
 async def append(connection: Connection, origin: Origin, event: Event) -> int:
     """Append an event and return its id. Call it in the transaction that makes the change."""
     identifier: int = await connection.fetchval(
@@ -90,13 +70,3 @@ async def append(connection: Connection, origin: Origin, event: Event) -> int:
         event.detail,
     )
     return identifier
-
-
-async def list_events(
-    connection: Connection, wanted: EventFilter, *, before: int | None, limit: int
-) -> list[RecordedEvent]:
-    """Events, newest first, with ids below `before`."""
-    rows = await connection.fetch(
-        _SELECT, wanted.actor, wanted.action, wanted.subject, wanted.since, wanted.until, before, limit
-    )
-    return [RecordedEvent(**dict(row)) for row in rows]

@@ -31,6 +31,7 @@ PART_BYTES = 8 * 1024 * 1024
 
 _READ_BYTES = 1024 * 1024
 _ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
+_PRESENT = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
 
 
@@ -38,6 +39,12 @@ class ObjectMissing(StowageError):
     """No object has this key."""
 
     kind = "object-missing"
+
+
+class ObjectExists(StowageError):
+    """An object has this key already, and was not to be replaced."""
+
+    kind = "object-exists"
 
 
 class ObjectStoreUnavailable(Unavailable):
@@ -98,6 +105,8 @@ def _translated(action: str, key: str) -> Iterator[None]:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _ABSENT:
             raise ObjectMissing(f"the bucket has no object {key}", key=key) from error
+        if code in _PRESENT:
+            raise ObjectExists(f"the bucket has an object {key} already", key=key) from error
         if code in _DENIED:
             raise ObjectStoreUnavailable(
                 f"the S3 server refused to {action} {key}: {code}. Check the S3 credentials."
@@ -171,6 +180,18 @@ class ObjectStore:
                 ContentType=content_type,
                 Metadata=dict(metadata or {}),
                 ChecksumSHA256=_checksum(data),
+            )
+
+    def put_once(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Write a small object that is not there yet; raises ObjectExists, as far as the server knows conditions."""
+        with _translated("write", key):
+            self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=data,
+                ContentType=content_type,
+                ChecksumSHA256=_checksum(data),
+                IfNoneMatch="*",
             )
 
     def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> "Upload":

@@ -1,4 +1,4 @@
-"""The registry's commands: `serve`, and `create-token` for the first tokens of a new database."""
+"""The registry's commands: `serve`, `create-token` for the first tokens of a new database, `audit-key`."""
 
 import argparse
 import asyncio
@@ -20,8 +20,9 @@ from libs.common.log import configure_logging, get_logger
 from libs.common.models import TokenRequest
 from libs.common.settings import SettingsError
 from libs.common.web import serve_until_signalled
-from services.registry import tokens, upkeep
+from services.registry import audit_commands, tokens, upkeep
 from services.registry.app import create_app
+from services.registry.notes import InvalidNote
 from services.registry.settings import RegistrySettings
 
 _THREADS = 32
@@ -30,6 +31,8 @@ _THREADS = 32
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
     options = _parser().parse_args(arguments)
+    if options.command == "audit-key":
+        return audit_commands.show_key(options)
     try:
         settings = RegistrySettings.from_environment()
     except SettingsError as error:
@@ -48,7 +51,7 @@ async def _serve(settings: RegistrySettings) -> int:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="registry"))
     try:
         await serve_until_signalled(create_app(settings), service="registry", settings=settings)
-    except (OSError, asyncpg.PostgresError) as error:
+    except (OSError, InvalidNote, asyncpg.PostgresError) as error:
         get_logger("registry").error("start_failed", error=str(error) or type(error).__name__)
         return 1
     return 0
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     collect = commands.add_parser("gc", help="remove what the retention settings no longer keep")
     collect.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    audit_commands.add_parsers(commands)
     return parser
 
 

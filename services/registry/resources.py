@@ -4,11 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from prometheus_client import Gauge
 
 from libs.common.database import Pool, open_pool
+from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
 from libs.common.web import METRICS, CleanupContext
 from services.registry import upkeep
+from services.registry.checkpoints import Checkpoints, seal_regularly
+from services.registry.notes import Signer
 from services.registry.publication import Publisher
 from services.registry.rollback import Restorer
 from services.registry.settings import RegistrySettings
@@ -20,6 +24,7 @@ POOL: web.AppKey[Pool] = web.AppKey("pool")
 OBJECTS = web.AppKey("objects", ObjectStore)
 PUBLISHER = web.AppKey("publisher", Publisher)
 RESTORER = web.AppKey("restorer", Restorer)
+CHECKPOINTS = web.AppKey("checkpoints", Checkpoints)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 
 
@@ -66,5 +71,27 @@ async def housekeeping(app: web.Application) -> AsyncIterator[None]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-CONTEXTS: tuple[CleanupContext, ...] = (database, bucket, publisher, housekeeping)
+async def sealing(app: web.Application) -> AsyncIterator[None]:
+    """The sealing of the audit trail, and its checkpoints where there is a key. OSError, InvalidNote for a bad key."""
+    settings = app[SETTINGS]
+    signer = None
+    if settings.audit_key_file is None:
+        get_logger("registry").warning("audit_not_signed", reason="STOWAGE_REGISTRY_AUDIT_KEY_FILE is not set")
+    else:
+        signer = await asyncio.to_thread(Signer.from_file, settings.audit_name, settings.audit_key_file)
+    interval = settings.audit_checkpoint_seconds
+    checkpoints = Checkpoints(app[POOL], app[OBJECTS], signer, interval_seconds=interval)
+    app[CHECKPOINTS] = checkpoints
+    Gauge(
+        "stowage_audit_trail_inconsistent",
+        "1 while the audit trail contradicts what was signed of it, and nothing more is signed.",
+        registry=app[METRICS].registry,
+    ).set_function(lambda: float(checkpoints.refusal is not None))
+    task = asyncio.create_task(seal_regularly(app[POOL], checkpoints, interval_seconds=settings.audit_seal_seconds))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+CONTEXTS: tuple[CleanupContext, ...] = (database, bucket, publisher, housekeeping, sealing)
 """In the order in which they are opened."""

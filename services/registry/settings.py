@@ -1,5 +1,7 @@
 """What the registry is told by its environment: variables that begin with STOWAGE_REGISTRY_."""
 
+from pathlib import Path
+
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
@@ -27,6 +29,11 @@ class RegistrySettings(ServiceSettings):
     upload_max_age_seconds: float = Field(86_400.0, ge=3600, description="Age at which an upload is swept as stale.")
     sweep_interval_seconds: float = Field(3600.0, gt=0, description="Time between sweeps of stale uploads.")
 
+    audit_key_file: Path | None = Field(None, description="Ed25519 key in PEM that signs the audit trail.")
+    audit_origin: str = Field("", description="Name of the audit trail in what is signed; by default stowage/BUCKET.")
+    audit_seal_seconds: float = Field(1.0, gt=0, le=3600, description="Time between sealings of audit events.")
+    audit_checkpoint_seconds: float = Field(30.0, gt=0, le=86_400, description="Least time between checkpoints.")
+
     keep_revisions: int | None = Field(
         None, ge=1, description="Revisions of each version whose artifacts are kept, the current one among them."
     )
@@ -47,6 +54,11 @@ class RegistrySettings(ServiceSettings):
         """What is kept; the grace is twice the age at which an upload is stale, unless it is set."""
         grace_seconds = self.gc_grace_seconds or 2 * self.upload_max_age_seconds
         return Retention(self.keep_revisions, self.keep_used_days, grace_seconds)
+
+    @property
+    def audit_name(self) -> str:
+        """The origin of the audit trail's checkpoints."""
+        return self.audit_origin or f"stowage/{self.s3_bucket}"
 
     @property
     def archive_limits(self) -> ArchiveLimits:

@@ -28,8 +28,7 @@ async def test_audit_trail_refuses_change_even_by_the_owner_of_the_database(back
         await audit.append(connection, audit.Origin("alice"), audit.Event("bundle.published", "b@1.0.0"))
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
             await connection.execute(statement)
-        (event,) = await audit.list_events(connection, audit.EventFilter(subject="b"), before=None, limit=10)
-        assert event.actor == "alice"
+        assert await connection.fetchval("SELECT actor FROM audit.events") == "alice"
 
 
 async def test_an_event_of_a_rolled_back_change_is_gone_with_it(backend: Backend) -> None:
@@ -38,7 +37,8 @@ async def test_an_event_of_a_rolled_back_change_is_gone_with_it(backend: Backend
             async with connection.transaction():
                 await audit.append(connection, audit.Origin("alice"), audit.Event("bundle.published", "b@1.0.0"))
                 raise RuntimeError
-        assert await audit.list_events(connection, audit.EventFilter(), before=None, limit=10) == []
+        assert await connection.fetchval("SELECT count(*) FROM audit.events") == 0
+        assert await connection.fetchval("SELECT count(*) FROM audit.unsealed") == 0
 
 
 async def test_journal_is_followed_across_processes_in_order(backend: Backend) -> None:
