@@ -81,6 +81,10 @@ async def _gc(settings: RegistrySettings, options: argparse.Namespace) -> int:
     return await _upkeep(upkeep.collect(settings, dry_run=options.dry_run))
 
 
+async def _scrub(settings: RegistrySettings, options: argparse.Namespace) -> int:
+    return await _upkeep(upkeep.scrub(settings, repair=options.repair, bytes_per_second=options.bytes_per_second))
+
+
 async def _upkeep(work: Coroutine[Any, Any, int]) -> int:
     try:
         return await work
@@ -92,6 +96,7 @@ async def _upkeep(work: Coroutine[Any, Any, int]) -> int:
 _COMMANDS: dict[str, Callable[[RegistrySettings, argparse.Namespace], Coroutine[Any, Any, int]]] = {
     "create-token": _create_token,
     "gc": _gc,
+    "scrub": _scrub,
 }
 
 
@@ -110,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     collect = commands.add_parser("gc", help="remove what the retention settings no longer keep")
     collect.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    scrub = commands.add_parser("scrub", help="read every artifact again; ends with 1 where something is not whole")
+    scrub.add_argument("--repair", action="store_true", help="remove objects that no row names")
+    scrub.add_argument("--bytes-per-second", type=float, help="how fast to read; by default as the settings say")
     audit_commands.add_parsers(commands)
     return parser
 

@@ -100,11 +100,9 @@ class Collector:
             if not mine:
                 return
             async with self._pool.acquire() as connection:
-                due = await collection.begin_if_due(connection, "gc", interval_seconds=interval_seconds)
+                due = await collection.is_due(connection, "gc", interval_seconds=interval_seconds)
             if due:
                 await self._collect(origin)
-                async with self._pool.acquire() as connection:
-                    await collection.end(connection, "gc")
 
     async def _collect(self, origin: Origin) -> Collection:
         done = Collection()
@@ -119,8 +117,7 @@ class Collector:
         async for found in self._unnamed():
             if await self._remove_unnamed(found):
                 done.unnamed = done.unnamed.and_one(found.size)
-        if done.found_something:
-            await self._tell(done, origin)
+        await self._end(done, origin)
         return done
 
     async def _collect_artifact(self, candidate: Candidate, origin: Origin) -> bool:
@@ -145,7 +142,7 @@ class Collector:
         async with self._pool.acquire() as connection:
             return await remove_unnamed(connection, self._objects, found.key)
 
-    async def _tell(self, done: Collection, origin: Origin) -> None:
+    async def _end(self, done: Collection, origin: Origin) -> None:
         counts = {
             "artifacts": len(done.artifacts),
             "artifactBytes": sum(candidate.size for candidate in done.artifacts),
@@ -154,9 +151,12 @@ class Collector:
             "uploads": done.uploads,
         }
         event = audit.Event("gc.finished", f"gc/{new_id('gc')}", detail={**counts, "policy": str(self._retention)})
-        async with self._pool.acquire() as connection:
-            await audit.append(connection, origin, event)
-        _log.info("gc_finished", **counts)
+        async with self._pool.acquire() as connection, connection.transaction():
+            await collection.end(connection, "gc")
+            if done.found_something:
+                await audit.append(connection, origin, event)
+        if done.found_something:
+            _log.info("gc_finished", **counts)
 
 
 def digest_of(key: str) -> str | None:

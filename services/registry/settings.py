@@ -41,6 +41,9 @@ class RegistrySettings(ServiceSettings):
     gc_grace_seconds: float | None = Field(None, description="How long what nothing keeps is left as it is.")
     gc_interval_seconds: float = Field(86_400.0, gt=0, description="Time between collections.")
 
+    scrub_interval_seconds: float | None = Field(None, gt=0, description="Time between scrubs; none without it.")
+    scrub_bytes_per_second: float = Field(50.0 * _MIB, gt=0, description="How fast a scrub reads.")
+
     @field_validator("gc_grace_seconds")
     @classmethod
     def _longer_than_uploads(cls, value: float | None, info: ValidationInfo) -> float | None:

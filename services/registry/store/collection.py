@@ -64,14 +64,15 @@ _NAMED = """
     SELECT object_key FROM registry.artifacts WHERE digest = ANY($1::text[]) AND collected_at IS NULL
 """
 
-_BEGIN_IF_DUE = """
-    INSERT INTO registry.upkeep (name) VALUES ($1)
-    ON CONFLICT (name) DO UPDATE SET began_at = now(), ended_at = NULL
-    WHERE upkeep.ended_at IS NULL OR upkeep.ended_at <= now() - $2 * interval '1 second'
-    RETURNING true
+_IS_DUE_AGAIN = """
+    SELECT NOT EXISTS (
+        SELECT FROM registry.upkeep WHERE name = $1 AND ended_at > now() - $2 * interval '1 second'
+    )
 """
 
-_END = "UPDATE registry.upkeep SET ended_at = now() WHERE name = $1"
+_END = """
+    INSERT INTO registry.upkeep (name, ended_at) VALUES ($1, now()) ON CONFLICT (name) DO UPDATE SET ended_at = now()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,10 @@ async def named_keys(connection: Connection, digests: Sequence[str]) -> set[str]
     return {row["object_key"] for row in await connection.fetch(_NAMED, list(digests))}
 
 
-async def begin_if_due(connection: Connection, name: str, *, interval_seconds: float) -> bool:
-    """Whether the work `name` was last ended so long ago, or never; then it is recorded as begun."""
-    return await connection.fetchval(_BEGIN_IF_DUE, name, interval_seconds) is not None
+async def is_due(connection: Connection, name: str, *, interval_seconds: float) -> bool:
+    """Whether the work `name` came to its last end so long ago, or never."""
+    due: bool = await connection.fetchval(_IS_DUE_AGAIN, name, interval_seconds)
+    return due
 
 
 async def end(connection: Connection, name: str) -> None:
