@@ -25,6 +25,7 @@ from pgqueuer.ports.repository import EntrypointExecutionParameter
 
 from benchmarks.report import compare, machine, percentile
 from libs.common.audit import Origin
+from libs.common.auth import Principal, parse_scopes
 from libs.common.database import Notifications, Pool, open_pool
 from libs.common.journal import Journal
 from libs.common.models import RunRequest, RunState
@@ -42,6 +43,7 @@ from tests.runner.bundles import node, publish
 
 _REQUEST = RunRequest(bundle="hello@latest")
 _ORIGIN = Origin("benchmark", "req_benchmark")
+_PRINCIPAL = Principal(_ORIGIN.actor, parse_scopes(["runs:write"]), "benchmark")
 _MANAGER = QueueManagerId(UUID(int=1))
 _ENTRYPOINTS = {QueueEntrypoint(RUN_ENTRYPOINT): EntrypointExecutionParameter(0)}
 _LEASE = timedelta(seconds=3600)
@@ -79,7 +81,7 @@ class Side:
     async def accept(self) -> float:
         """The seconds that it takes to accept a run."""
         begun = time.perf_counter()
-        await self.acceptance.accept(_REQUEST, _ORIGIN)
+        await self.acceptance.accept(_REQUEST, _PRINCIPAL, _ORIGIN)
         return time.perf_counter() - begun
 
     async def take(self) -> Leased:
@@ -131,7 +133,7 @@ async def _side(backend: Backend, registry: RunningRegistry, *, queued: int, end
         )
         logs = RunLogs(pool, journal, objects)
         side = Side(backend, pool, objects, held_entries(driver), acceptance, lifecycle, journal, logs)
-        first = (await acceptance.accept(_REQUEST, _ORIGIN)).run
+        first = (await acceptance.accept(_REQUEST, _PRINCIPAL, _ORIGIN)).run
         async with pool.acquire() as connection:
             await connection.execute(_FILL, ended, "succeeded", first.id)
             await connection.execute(_FILL, queued, "queued", first.id)

@@ -49,9 +49,14 @@ Answers: TypeAlias = Mapping[int, "type[BaseModel] | Content | Answer"]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What is known of a route. `scope` is None for those that need no token."""
+    """What is known of a route. `scope` is None for those that need no token.
+
+    A token that has the scope for some slugs only may ask a route whose path has the slug, if that is one of them, and
+    one that is `by_slug`: its handler itself sees to what the token is for.
+    """
 
     scope: Scope | None
+    by_slug: bool
     summary: str
     description: str
     query: type[BaseModel] | None
@@ -64,6 +69,7 @@ class Operation:
 def operation(
     scope: Scope | None,
     *,
+    by_slug: bool = False,
     answers: Answers,
     errors: Sequence[str] = (),
     body: Body | None = None,
@@ -85,6 +91,7 @@ def operation(
         summary, _, description = inspect.cleandoc(handler.__doc__ or "").partition("\n")
         declared = Operation(
             scope,
+            by_slug,
             summary.strip(),
             description.strip(),
             query,

@@ -3,7 +3,7 @@
 import time
 from collections import OrderedDict
 
-from libs.common.auth import Principal, Scope, token_hash
+from libs.common.auth import Principal, known_grants, token_hash
 from libs.common.client import RegistryClient, ServiceError
 from libs.common.errors import Unavailable
 
@@ -48,6 +48,4 @@ class CachedIntrospection:
             ) from error
         if not answer.active or not answer.subject:
             return None
-        # A scope that a newer registry knows and we don't gives no rights here.
-        known = {scope.value for scope in Scope}
-        return Principal(answer.subject, frozenset(Scope(name) for name in answer.scopes if name in known))
+        return Principal(answer.subject, known_grants(answer.scopes), answer.token_id or answer.subject)

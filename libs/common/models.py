@@ -245,10 +245,12 @@ class LegacyAnswer(Resource):
 
 
 class TokenRequest(Request):
-    """A token to be made. Scopes are names; unknown ones are refused."""
+    """A token to be made. Scopes are names, narrowed by patterns of slugs where there are any; unknown are refused."""
 
     subject: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
-    scopes: list[str] = Field(min_length=1)
+    scopes: list[str] = Field(
+        min_length=1, max_length=100, description="Such as `bundles:read` or `bundles:publish:observatory-*`."
+    )
     expires_at: datetime | None = None
 
 
@@ -262,6 +264,7 @@ class Token(Resource):
     created_by: str
     expires_at: Timestamp | None
     revoked_at: Timestamp | None
+    last_used_at: Timestamp | None = Field(None, description="To the minute; null until it is used.")
 
 
 class NewToken(Token):
@@ -275,6 +278,7 @@ class Introspection(Resource):
 
     active: bool
     subject: str | None = None
+    token_id: str | None = None
     scopes: list[str] = Field(default_factory=list)
 
 

@@ -195,7 +195,10 @@ def _auth_middleware(authenticate: Authenticate) -> Middleware:
         request[PRINCIPAL] = principal
         declared = operation_of(request.match_info.handler)
         if declared is not None and declared.scope is not None:
-            principal.require(declared.scope)
+            if declared.by_slug:
+                principal.require_some(declared.scope)
+            else:
+                principal.require(declared.scope, request.match_info.get("slug"))
         return await handler(request)
 
     return middleware

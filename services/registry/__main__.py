@@ -26,6 +26,9 @@ from services.registry.notes import InvalidNote
 from services.registry.settings import RegistrySettings
 
 _THREADS = 32
+_SCOPE_HELP = (
+    f"may be repeated; one of {', '.join(Scope)}. Some can be narrowed to slugs: bundles:publish:observatory-*"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve until SIGTERM or SIGINT")
     create = commands.add_parser("create-token", help="create a token directly in the database")
     create.add_argument("--subject", required=True, help="whom the token speaks for")
-    create.add_argument("--scope", action="append", required=True, help=f"may be repeated; one of {', '.join(Scope)}")
+    create.add_argument("--scope", action="append", required=True, help=_SCOPE_HELP)
     create.add_argument(
         "--token-file",
         type=Path,

@@ -40,10 +40,10 @@ async def get_bundle(pool: Pool, slug: str) -> Bundle:
     return bundle
 
 
-async def list_bundles(pool: Pool, *, after: str | None, limit: int) -> list[Bundle]:
-    """Bundles by slug."""
+async def list_bundles(pool: Pool, readable: list[str] | None, *, after: str | None, limit: int) -> list[Bundle]:
+    """Bundles by slug, of those that match a pattern of `readable`, or of all."""
     async with pool.acquire() as connection:
-        return await bundles.list_page(connection, after=after, limit=limit)
+        return await bundles.list_page(connection, readable, after=after, limit=limit)
 
 
 async def get_version(pool: Pool, slug: str, version: str) -> Version:
@@ -75,9 +75,14 @@ async def list_files(pool: Pool, slug: str, version: str, *, after: str | None, 
         return await artifacts.list_files(connection, found.digest, after=after, limit=limit)
 
 
-async def get_artifact(pool: Pool, digest: str) -> Artifact:
-    """The artifact; NotFound where it is unknown, Gone where it was collected, Conflict where it is quarantined."""
+async def get_artifact(pool: Pool, digest: str, readable: list[str] | None = None) -> Artifact:
+    """The artifact; NotFound where it is unknown, Gone where it was collected, Conflict where it is quarantined.
+
+    Where patterns of slugs are given, it is unknown unless a bundle that matches has or had it.
+    """
     async with pool.acquire() as connection:
+        if readable is not None and not await artifacts.is_of_any(connection, check_digest(digest), readable):
+            raise NotFound(f"there is no artifact {digest}.", kind="artifact-not-found")
         return await get_available(connection, check_digest(digest))
 
 

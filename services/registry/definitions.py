@@ -43,10 +43,12 @@ async def get(pool: Pool, kind: Kind, slug: str) -> Definition:
     return found
 
 
-async def list_page(pool: Pool, kind: Kind, *, after: str | None, limit: int) -> list[Definition]:
-    """Jobs or workflows by slug."""
+async def list_page(
+    pool: Pool, kind: Kind, readable: list[str] | None, *, after: str | None, limit: int
+) -> list[Definition]:
+    """Jobs or workflows by slug, of those that match a pattern of `readable`, or of all."""
     async with pool.acquire() as connection:
-        return await definitions.list_page(connection, kind, after=after, limit=limit)
+        return await definitions.list_page(connection, kind, readable, after=after, limit=limit)
 
 
 async def _put(

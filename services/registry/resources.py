@@ -1,8 +1,10 @@
 """What the registry's routes work with, and how each is opened and closed."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
+import asyncpg
 from aiohttp import web
 from prometheus_client import Gauge
 
@@ -37,6 +39,17 @@ async def database(app: web.Application) -> AsyncIterator[None]:
         app[METRICS].watch_pool(pool)
         app[AUTHENTICATOR] = Authenticator(pool, cache_seconds=settings.token_cache_seconds)
         yield
+
+
+async def token_use(app: web.Application) -> AsyncIterator[None]:
+    """Notes of when tokens were used last."""
+    authenticator = app[AUTHENTICATOR]
+    task = asyncio.create_task(authenticator.note_use_regularly(app[SETTINGS].token_use_interval_seconds))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await authenticator.note_use()
 
 
 async def bucket(app: web.Application) -> AsyncIterator[None]:
@@ -93,5 +106,5 @@ async def sealing(app: web.Application) -> AsyncIterator[None]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-CONTEXTS: tuple[CleanupContext, ...] = (database, bucket, publisher, housekeeping, sealing)
+CONTEXTS: tuple[CleanupContext, ...] = (database, token_use, bucket, publisher, housekeeping, sealing)
 """In the order in which they are opened."""

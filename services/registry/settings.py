@@ -25,6 +25,7 @@ class RegistrySettings(ServiceSettings):
     max_json_publish_bytes: int = Field(64 * _MIB, ge=1, description="Largest body of POST /job-bundles.")
     body_idle_seconds: float = Field(60.0, gt=0, description="How long a publisher may send nothing.")
     token_cache_seconds: float = Field(1.0, ge=0, le=2, description="How long a revoked token may still work.")
+    token_use_interval_seconds: float = Field(60.0, gt=0, description="How often the last use of tokens is noted.")
     download_url_seconds: int = Field(300, ge=1, le=604_800, description="How long a presigned download works.")
     upload_max_age_seconds: float = Field(86_400.0, ge=3600, description="Age at which an upload is swept as stale.")
     sweep_interval_seconds: float = Field(3600.0, gt=0, description="Time between sweeps of stale uploads.")

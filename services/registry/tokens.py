@@ -6,16 +6,18 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import asyncpg
+
 from libs.common import audit
 from libs.common.audit import Origin
-from libs.common.auth import Principal, Scope, new_token, parse_scopes, token_hash
+from libs.common.auth import Grant, Principal, known_grants, new_token, parse_scopes, scope_names, token_hash
 from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, InvalidRequest, NotFound
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.models import TokenRequest
 from services.registry.store import tokens
-from services.registry.store.tokens import NewToken, Token
+from services.registry.store.tokens import NewToken, Token, TokenFilter
 
 _MIN_TOKEN_LENGTH = 32
 _MAX_CACHED = 10_000
@@ -30,9 +32,34 @@ class Authenticator:
         self._pool = pool
         self._cache_seconds = cache_seconds
         self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._used: dict[str, float] = {}  # token id -> when, until it is noted
 
     async def principal(self, token: str) -> Principal | None:
         """Whom a token speaks for; None where it is unknown, expired or revoked."""
+        principal = await self._recognise(token)
+        if principal is not None:
+            self._used[principal.token_id] = time.monotonic()
+        return principal
+
+    async def note_use(self) -> None:
+        """Record when tokens were used last: one statement for all since the last time."""
+        used, self._used = self._used, {}
+        if not used:
+            return
+        now = time.monotonic()
+        async with self._pool.acquire() as connection:
+            await tokens.note_use(connection, {token_id: now - moment for token_id, moment in used.items()})
+
+    async def note_use_regularly(self, interval_seconds: float) -> None:
+        """Record it every `interval_seconds`, until cancelled. While the database is away nothing is recorded."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            try:
+                await self.note_use()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                _log.warning("token_use_not_noted", error=str(error) or type(error).__name__)
+
+    async def _recognise(self, token: str) -> Principal | None:
         hashed = token_hash(token)
         now = time.monotonic()
         until, principal = self._known.get(hashed, (0.0, None))
@@ -43,7 +70,7 @@ class Authenticator:
         if live is None:
             self._known.pop(hashed, None)
             return None
-        principal = Principal(live.subject, frozenset(scope for scope in Scope if scope.value in live.scopes))
+        principal = Principal(live.subject, known_grants(live.scopes), live.id)
         seconds = self._cache_seconds
         if live.expires_at is not None:
             seconds = min(seconds, (live.expires_at - datetime.now(UTC)).total_seconds())
@@ -87,14 +114,14 @@ async def revoke(pool: Pool, token_id: str, origin: Origin) -> Token:
     return revoked
 
 
-async def list_page(pool: Pool, *, after: str | None, limit: int) -> list[Token]:
+async def list_page(pool: Pool, wanted: TokenFilter, *, after: str | None, limit: int) -> list[Token]:
     """Tokens, oldest first."""
     async with pool.acquire() as connection:
-        return await tokens.list_page(connection, after=after, limit=limit)
+        return await tokens.list_page(connection, wanted, after=after, limit=limit)
 
 
 async def register(
-    connection: Connection, secret: str, subject: str, scopes: frozenset[Scope], origin: Origin
+    connection: Connection, secret: str, subject: str, scopes: frozenset[Grant], origin: Origin
 ) -> Token:
     """Record a token whose secret is given. Recording the same again changes nothing; otherwise Conflict."""
     async with connection.transaction():
@@ -106,7 +133,7 @@ async def register(
         raise RuntimeError("a token is there and not there")
     if existing.revoked_at is not None:
         raise Conflict(f"the token of “{existing.subject}” was revoked. Remove its file to make a new one.")
-    if (existing.subject, set(existing.scopes)) != (subject, {scope.value for scope in scopes}):
+    if (existing.subject, sorted(existing.scopes)) != (subject, scope_names(scopes)):
         raise Conflict(
             f"the token is registered already, for “{existing.subject}” with {', '.join(existing.scopes)}. "
             "Remove its file to make another one."
@@ -151,12 +178,12 @@ async def _record(
     connection: Connection,
     secret: str,
     subject: str,
-    scopes: frozenset[Scope],
+    scopes: frozenset[Grant],
     origin: Origin,
     expires_at: datetime | None,
 ) -> Token | None:
     """Record a token and the event; None where its hash is there. Inside a transaction."""
-    names = [scope.value for scope in Scope if scope in scopes]
+    names = scope_names(scopes)
     record = await tokens.insert(
         connection, NewToken(new_id("tok"), token_hash(secret), subject, names, origin.actor, expires_at)
     )

@@ -96,11 +96,12 @@ def judge_absent(proposal: Proposal) -> Refusal | None:
 
 
 def _refused_force(existing: Version, proposal: Proposal, principal: Principal) -> StowageError | None:
-    if not principal.may(Scope.BUNDLES_FORCE):
+    if not principal.may(Scope.BUNDLES_FORCE, proposal.slug):
         return Forbidden(
             f"the token of “{principal.subject}” may not replace {proposal.subject}: it lacks the scope "
-            f"{Scope.BUNDLES_FORCE}. Ask an administrator for a token that has it, or publish a new version.",
+            f"{Scope.BUNDLES_FORCE} for it. Ask an administrator for a token that has it, or publish a new version.",
             requiredScope=Scope.BUNDLES_FORCE.value,
+            slug=proposal.slug,
             **_facts(existing),
         )
     if proposal.expected_digest not in (None, existing.digest):

@@ -11,6 +11,7 @@ import asyncpg
 
 from libs.common import audit
 from libs.common.audit import Origin
+from libs.common.auth import Principal, Scope
 from libs.common.client import RegistryClient
 from libs.common.database import Connection, Pool
 from libs.common.errors import InvalidRequest, TooLarge, Unprocessable
@@ -109,12 +110,16 @@ class Acceptance:
         self._backlog = backlog
         self._max_parameters_bytes = max_parameters_bytes
 
-    async def accept(self, request: RunRequest, origin: Origin, *, idempotency_key: str | None = None) -> Accepted:
+    async def accept(
+        self, request: RunRequest, principal: Principal, origin: Origin, *, idempotency_key: str | None = None
+    ) -> Accepted:
         """Queue a run, pinned to a digest: what is published afterwards does not change what it executes.
 
         A key that the same actor has used before leads to the run of that request, or Unprocessable where it asked for
-        something else. TooManyRequests when there is no room in the queue.
+        something else. TooManyRequests when there is no room in the queue. Forbidden unless the principal may run what
+        is named, and the bundle that it comes to.
         """
+        _require_named(request, principal)
         check_inputs(request.inputs)
         digest = _digest(request)
         if idempotency_key is not None:
@@ -123,6 +128,7 @@ class Acceptance:
                 return Accepted(known, is_new=False)
         await self._backlog.require_room()
         template = await self._template(request)
+        principal.require(Scope.RUNS_WRITE, template.resolution.slug)
         try:
             run = template.run(request.parameters, request.inputs, origin, concurrency_key=request.concurrency_key)
         except TemplateError as error:
@@ -211,6 +217,15 @@ async def queue_run(connection: Connection, run: NewRun, origin: Origin) -> None
         detail={key: value for key, value in detail.items() if value is not None},
     )
     await audit.append(connection, origin, event)
+
+
+def _require_named(request: RunRequest, principal: Principal) -> None:
+    """Before it is looked up: whether there is such a bundle or job is not for everybody to know."""
+    for name in (request.job, (request.bundle or "").partition("@")[0] or None):
+        if name is not None:
+            principal.require(Scope.RUNS_WRITE, name)
+    if request.inputs and not principal.may(Scope.RUNS_WRITE):
+        principal.require(Scope.RUNS_READ)  # the runs that inputs are from may be of any bundle
 
 
 def _render_key(template: str, parameters: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
 from libs.common.models import Attempt, Output, Page, Request, Run, RunRequest, RunState
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import json_response, origin_of
+from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.runner.acceptance import Acceptance
 from services.runner.catalogue import Catalogue
 from services.runner.lifecycle import Lifecycle
@@ -61,6 +61,7 @@ class LogQuery(Request):
 
 @operation(
     Scope.RUNS_WRITE,
+    by_slug=True,
     answers={
         200: Answer(Run, "The run that a request with the same `Idempotency-Key` led to.", (_LOCATION,)),
         202: Answer(Run, "It is accepted, and queued.", (_LOCATION,)),
@@ -74,7 +75,7 @@ async def post_run(request: web.Request, body: RunRequest) -> web.StreamResponse
     It is pinned to a digest when it is accepted: a replacement after that changes nothing for it.
     """
     key = request.headers.get("Idempotency-Key")
-    accepted = await request.app[ACCEPTANCE].accept(body, origin_of(request), idempotency_key=key)
+    accepted = await request.app[ACCEPTANCE].accept(body, request[PRINCIPAL], origin_of(request), idempotency_key=key)
     headers = {"Location": f"/runs/{accepted.run.id}"}
     return json_response(run_resource(accepted.run), status=202 if accepted.is_new else 200, headers=headers)
 
@@ -96,12 +97,14 @@ async def get_run(request: web.Request) -> web.StreamResponse:
 
 @operation(
     Scope.RUNS_WRITE,
+    by_slug=True,
     answers={202: Answer(Run, "It has been asked to stop, or has ended already.")},
     errors=["not-found"],
 )
 async def post_cancel(request: web.Request) -> web.StreamResponse:
     """Ask a run to stop."""
     run_id = request.match_info["id"]
+    request[PRINCIPAL].require(Scope.RUNS_WRITE, (await request.app[CATALOGUE].run(run_id)).slug)
     await request.app[LIFECYCLE].cancel(run_id, origin_of(request))
     return json_response(run_resource(await request.app[CATALOGUE].run(run_id)), status=202)
 

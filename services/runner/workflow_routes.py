@@ -6,7 +6,7 @@ from libs.common.api import Answer, Header, operation
 from libs.common.auth import Scope
 from libs.common.models import Page, WorkflowRun, WorkflowRunRequest, WorkflowRunState
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import json_response, origin_of
+from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.runner.resources import workflow_run_resource
 from services.runner.routes import CATALOGUE, LIFECYCLE, REFERENCE_ERRORS
 from services.runner.workflow_store import WorkflowRunFilter
@@ -33,7 +33,7 @@ class WorkflowRunsQuery(PageQuery):
 async def post_workflow_run(request: web.Request, body: WorkflowRunRequest) -> web.StreamResponse:
     """Start a workflow."""
     view = await request.app[WORKFLOW_ACCEPTANCE].accept(
-        request.match_info["slug"], body.parameters, origin_of(request)
+        request.match_info["slug"], body.parameters, request[PRINCIPAL], origin_of(request)
     )
     location = {"Location": f"/workflow-runs/{view.run.id}"}
     return json_response(workflow_run_resource(view), status=202, headers=location)
@@ -56,12 +56,14 @@ async def get_workflow_run(request: web.Request) -> web.StreamResponse:
 
 @operation(
     Scope.RUNS_WRITE,
+    by_slug=True,
     answers={202: Answer(WorkflowRun, "What was queued or running has been asked to stop.")},
     errors=["not-found"],
 )
 async def post_cancel(request: web.Request) -> web.StreamResponse:
     """Ask a workflow run to stop."""
     identifier = request.match_info["id"]
+    request[PRINCIPAL].require(Scope.RUNS_WRITE, (await request.app[CATALOGUE].workflow_run(identifier)).run.workflow)
     await request.app[LIFECYCLE].cancel_workflow_run(identifier, origin_of(request))
     return json_response(workflow_run_resource(await request.app[CATALOGUE].workflow_run(identifier)), status=202)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from libs.common import audit
 from libs.common.audit import Origin
+from libs.common.auth import Principal, Scope
 from libs.common.client import RegistryClient
 from libs.common.database import Pool
 from libs.common.errors import InvalidRequest, Unprocessable
@@ -48,14 +49,21 @@ class WorkflowAcceptance:
         self._backlog = backlog
         self._max_parameters_bytes = max_parameters_bytes
 
-    async def accept(self, slug: str, parameters: Mapping[str, Any], origin: Origin) -> WorkflowRunView:
-        """Start a workflow. All that its steps will execute is pinned now. TooManyRequests when the queue is full."""
+    async def accept(
+        self, slug: str, parameters: Mapping[str, Any], principal: Principal, origin: Origin
+    ) -> WorkflowRunView:
+        """Start a workflow. All that its steps will execute is pinned now. TooManyRequests when the queue is full.
+
+        Forbidden unless the principal may run the bundle of each step.
+        """
         await self._backlog.require_room()
         workflow = await find_workflow(self._registry, slug)
         _check_inputs(workflow.definition)
         merged = {**workflow.definition.parameters, **parameters}
         check_parameters(merged, self._max_parameters_bytes)
         steps = await self._pin(workflow.definition.steps)
+        for step in steps:
+            principal.require(Scope.RUNS_WRITE, step.resolution["slug"])
         identifier = new_id("wfr")
         async with self._pool.acquire() as connection, connection.transaction():
             await insert_workflow_run(

@@ -190,11 +190,11 @@ class TarParser:
             entry_type = _DIRECTORY  # how archives before POSIX mark them
         if length and entry_type is not _FILE:
             raise _unsupported(raw, f"a {entry_type} with {length} bytes of data, which tar programs read differently")
-        path = self._namespace.add(raw, entry_type)
+        entry = Entry(self._namespace.add(raw, entry_type), entry_type, length, _mode(mode))
+        path = entry.path
         self.entries += 1
         if not path:
             return  # the root itself: whoever unpacks has it already
-        entry = Entry(path, entry_type, length, _mode(mode))
         if entry_type is _FILE:
             self._begin_file(entry)
         else:

@@ -7,7 +7,7 @@ from libs.common import models
 from libs.common.api import operation
 from libs.common.auth import Scope
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import json_response, origin_of
+from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry import availability, catalog
 from services.registry.resources import POOL
 from services.registry.store.artifacts import File
@@ -22,11 +22,11 @@ class ResolveQuery(models.Request):
     reference: str = Field(min_length=1, description="`latest`, a version, or a digest `sha256:…`.")
 
 
-@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Bundle]}, errors=["invalid-cursor"])
+@operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Page[models.Bundle]}, errors=["invalid-cursor"])
 async def list_bundles(request: web.Request, query: PageQuery) -> web.Response:
-    """List bundles by slug."""
-    wanted = query.wanted()
-    rows = await catalog.list_bundles(request.app[POOL], after=wanted.key, limit=wanted.limit + 1)
+    """List bundles by slug: those that the token may read."""
+    wanted, readable = query.wanted(), request[PRINCIPAL].patterns(Scope.BUNDLES_READ)
+    rows = await catalog.list_bundles(request.app[POOL], readable, after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Bundle.model_validate, lambda row: row.slug))
 
 
@@ -92,13 +92,15 @@ async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
     return json_response(models.Resolution.model_validate(resolved))
 
 
-@operation(Scope.BUNDLES_READ, answers={200: models.Artifact}, errors=_NO_ARTIFACT)
+@operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Artifact}, errors=_NO_ARTIFACT)
 async def get_artifact(request: web.Request) -> web.Response:
     """Get an artifact: its sizes, manifest, platforms and native files.
 
-    410 where it was collected, 409 where it is quarantined.
+    410 where it was collected, 409 where it is quarantined. There is none for a token that may read no bundle that has
+    or had it.
     """
-    artifact = await catalog.get_artifact(request.app[POOL], request.match_info["digest"])
+    readable = request[PRINCIPAL].patterns(Scope.BUNDLES_READ)
+    artifact = await catalog.get_artifact(request.app[POOL], request.match_info["digest"], readable)
     return json_response(models.Artifact.model_validate(artifact))
 
 

@@ -6,7 +6,7 @@ from libs.common import models
 from libs.common.api import Answer, operation
 from libs.common.auth import Scope
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import json_response, origin_of
+from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry import definitions
 from services.registry.resources import POOL
 from services.registry.store.definitions import Kind
@@ -33,11 +33,11 @@ async def get_job(request: web.Request) -> web.Response:
     return json_response(models.Job.model_validate(job))
 
 
-@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Job]}, errors=["invalid-cursor"])
+@operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Page[models.Job]}, errors=["invalid-cursor"])
 async def list_jobs(request: web.Request, query: PageQuery) -> web.Response:
-    """List jobs by slug."""
-    wanted = query.wanted()
-    rows = await definitions.list_page(request.app[POOL], Kind.JOB, after=wanted.key, limit=wanted.limit + 1)
+    """List jobs by slug: those that the token may read."""
+    wanted, readable = query.wanted(), request[PRINCIPAL].patterns(Scope.BUNDLES_READ)
+    rows = await definitions.list_page(request.app[POOL], Kind.JOB, readable, after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Job.model_validate, lambda row: row.slug))
 
 
@@ -67,11 +67,13 @@ async def get_workflow(request: web.Request) -> web.Response:
     return json_response(models.Workflow.model_validate(workflow))
 
 
-@operation(Scope.BUNDLES_READ, answers={200: models.Page[models.Workflow]}, errors=["invalid-cursor"])
+@operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Page[models.Workflow]}, errors=["invalid-cursor"])
 async def list_workflows(request: web.Request, query: PageQuery) -> web.Response:
-    """List workflows by slug."""
-    wanted = query.wanted()
-    rows = await definitions.list_page(request.app[POOL], Kind.WORKFLOW, after=wanted.key, limit=wanted.limit + 1)
+    """List workflows by slug: those that the token may read."""
+    wanted, readable = query.wanted(), request[PRINCIPAL].patterns(Scope.BUNDLES_READ)
+    rows = await definitions.list_page(
+        request.app[POOL], Kind.WORKFLOW, readable, after=wanted.key, limit=wanted.limit + 1
+    )
     return json_response(page_of(rows, wanted, models.Workflow.model_validate, lambda row: row.slug))
 
 

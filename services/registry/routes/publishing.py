@@ -72,6 +72,7 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
 
 @operation(
     Scope.BUNDLES_PUBLISH,
+    by_slug=True,
     body=models.LegacyPublish,
     answers={
         200: Answer(models.LegacyAnswer, "Nothing has changed: it has this content already."),
@@ -94,6 +95,7 @@ async def publish_json(request: web.Request) -> web.Response:
     body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
     parsed = await asyncio.to_thread(parse_model, body, models.LegacyPublish)
     del body
+    request[PRINCIPAL].require(Scope.BUNDLES_PUBLISH, parsed.slug)
     proposal = legacy.read_proposal(parsed)
     data = await asyncio.to_thread(legacy.decode_artifact, parsed.artifact)
     with legacy.refusals():

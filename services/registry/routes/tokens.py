@@ -1,6 +1,7 @@
 """Tokens over HTTP."""
 
 from aiohttp import web
+from pydantic import AwareDatetime, Field
 
 from libs.common import models
 from libs.common.api import Answer, operation
@@ -9,6 +10,15 @@ from libs.common.paging import PageQuery, page_of
 from libs.common.web import json_response, origin_of
 from services.registry import tokens
 from services.registry.resources import AUTHENTICATOR, POOL
+from services.registry.store.tokens import TokenFilter
+
+
+class TokensQuery(PageQuery):
+    """Which tokens."""
+
+    subject: str | None = Field(None, description="Those that speak for it.")
+    active: bool | None = Field(None, description="Those that work, or those that are revoked or expired.")
+    unused_since: AwareDatetime | None = Field(None, description="Those that nobody has used since, or ever.")
 
 
 @operation(Scope.ADMIN, answers={201: Answer(models.NewToken, "The token. Its secret is shown this once.")})
@@ -21,10 +31,11 @@ async def create_token(request: web.Request, body: models.TokenRequest) -> web.R
 
 
 @operation(Scope.ADMIN, answers={200: models.Page[models.Token]}, errors=["invalid-cursor"])
-async def list_tokens(request: web.Request, query: PageQuery) -> web.Response:
+async def list_tokens(request: web.Request, query: TokensQuery) -> web.Response:
     """List tokens, without their secrets."""
     wanted = query.wanted()
-    rows = await tokens.list_page(request.app[POOL], after=wanted.key, limit=wanted.limit + 1)
+    asked = TokenFilter(query.subject, query.active, query.unused_since)
+    rows = await tokens.list_page(request.app[POOL], asked, after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Token.model_validate, lambda row: row.id))
 
 
@@ -45,8 +56,11 @@ async def introspect(request: web.Request, body: models.IntrospectionRequest) ->
     principal = await request.app[AUTHENTICATOR].principal(body.token)
     if principal is None:
         return json_response(models.Introspection(active=False))
-    scopes = sorted(scope.value for scope in principal.scopes)
-    return json_response(models.Introspection(active=True, subject=principal.subject, scopes=scopes))
+    return json_response(
+        models.Introspection(
+            active=True, subject=principal.subject, token_id=principal.token_id, scopes=principal.scopes
+        )
+    )
 
 
 ROUTES = (

@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 
 from libs.common.database import Connection
+from services.registry.store.bundles import like
 
 _LOCK = "SELECT pg_advisory_lock(hashtextextended('artifact ' || $1::text, 0))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('artifact ' || $1::text, 0))"
@@ -22,6 +23,16 @@ _GET = """
 """
 
 _EXISTS = "SELECT EXISTS (SELECT FROM registry.artifacts WHERE digest = $1)"
+
+_IS_OF_ANY = """
+    SELECT EXISTS (
+        SELECT
+        FROM registry.revisions r
+        JOIN registry.versions v ON v.id = r.version_id
+        JOIN registry.bundles b ON b.id = v.bundle_id
+        WHERE r.digest = $1 AND b.slug LIKE ANY ($2::text[])
+    )
+"""
 
 _INSERT = """
     INSERT INTO registry.artifacts
@@ -129,6 +140,12 @@ class File:
     mode: int
     digest: bytes | None
     link_target: str | None
+
+
+async def is_of_any(connection: Connection, digest: str, patterns: list[str]) -> bool:
+    """Whether it is or was what a bundle consists of whose slug matches one of the patterns."""
+    found: bool = await connection.fetchval(_IS_OF_ANY, digest, like(patterns))
+    return found
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ _GET = f"{_COLUMNS} WHERE b.slug = $1"
 
 _LIST = f"""
     {_COLUMNS}
-    WHERE $1::text IS NULL OR b.slug > $1
+    WHERE ($1::text IS NULL OR b.slug > $1) AND ($3::text[] IS NULL OR b.slug LIKE ANY ($3))
     ORDER BY b.slug
     LIMIT $2
 """
@@ -67,15 +67,22 @@ class Description:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+def like(patterns: list[str] | None) -> list[str] | None:
+    """Patterns of slugs as those of LIKE. Slugs have none of its other special characters."""
+    return None if patterns is None else [pattern.replace("*", "%") for pattern in patterns]
+
+
 async def get(connection: Connection, slug: str) -> Bundle | None:
     """The bundle with this slug."""
     row = await connection.fetchrow(_GET, slug)
     return Bundle(**dict(row)) if row else None
 
 
-async def list_page(connection: Connection, *, after: str | None, limit: int) -> list[Bundle]:
-    """Bundles by slug, those after `after`."""
-    rows = await connection.fetch(_LIST, after, limit)
+async def list_page(
+    connection: Connection, readable: list[str] | None, *, after: str | None, limit: int
+) -> list[Bundle]:
+    """Bundles by slug, those after `after` that match a pattern of `readable`, where there are any."""
+    rows = await connection.fetch(_LIST, after, limit, like(readable))
     return [Bundle(**dict(row)) for row in rows]
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from libs.common.database import Connection
+from services.registry.store.bundles import like
 
 
 class Kind(StrEnum):
@@ -40,7 +41,7 @@ _LIST = {
     kind: f"""
     SELECT slug, definition, revision, updated_at, updated_by
     FROM {table}
-    WHERE $1::text IS NULL OR slug > $1
+    WHERE ($1::text IS NULL OR slug > $1) AND ($3::text[] IS NULL OR slug LIKE ANY ($3))
     ORDER BY slug
     LIMIT $2
     """  # noqa: S608
@@ -71,7 +72,9 @@ async def get(connection: Connection, kind: Kind, slug: str) -> Definition | Non
     return Definition(**dict(row)) if row else None
 
 
-async def list_page(connection: Connection, kind: Kind, *, after: str | None, limit: int) -> list[Definition]:
-    """Definitions by slug, those after `after`."""
-    rows = await connection.fetch(_LIST[kind], after, limit)
+async def list_page(
+    connection: Connection, kind: Kind, readable: list[str] | None, *, after: str | None, limit: int
+) -> list[Definition]:
+    """Definitions by slug, those after `after` that match a pattern of `readable`, where there are any."""
+    rows = await connection.fetch(_LIST[kind], after, limit, like(readable))
     return [Definition(**dict(row)) for row in rows]

@@ -5,10 +5,10 @@ from datetime import datetime
 
 from libs.common.database import Connection
 
-_COLUMNS = "id, subject, scopes, created_at, created_by, expires_at, revoked_at"
+_COLUMNS = "id, subject, scopes, created_at, created_by, expires_at, revoked_at, last_used_at"
 
 _FIND_LIVE = """
-    SELECT subject, scopes, expires_at
+    SELECT id, subject, scopes, expires_at
     FROM registry.tokens
     WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
@@ -34,16 +34,37 @@ _REVOKE = f"""
 _LIST = f"""
     SELECT {_COLUMNS}
     FROM registry.tokens
-    WHERE $1::text IS NULL OR id > $1
+    WHERE ($1::text IS NULL OR id > $1)
+      AND ($3::text IS NULL OR subject = $3)
+      AND ($4::boolean IS NULL OR $4 = (revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())))
+      AND ($5::timestamptz IS NULL OR coalesce(last_used_at, created_at) < $5)
     ORDER BY id
     LIMIT $2
 """  # noqa: S608
+
+# What other replicas noted in the meantime may be later.
+_NOTE_USE = """
+    UPDATE registry.tokens t
+    SET last_used_at = greatest(t.last_used_at, now() - make_interval(secs => used.age))
+    FROM unnest($1::text[], $2::float8[]) AS used (id, age)
+    WHERE t.id = used.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFilter:
+    """Which tokens. `active` are those that work; `unused_since` finds those that nobody has used since, or ever."""
+
+    subject: str | None = None
+    active: bool | None = None
+    unused_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LiveToken:
     """A token that works: not revoked, not expired."""
 
+    id: str
     subject: str
     scopes: list[str]
     expires_at: datetime | None
@@ -72,6 +93,7 @@ class Token:
     created_by: str
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
 
 
 async def find_live(connection: Connection, hashed: bytes) -> LiveToken | None:
@@ -108,7 +130,12 @@ async def revoke(connection: Connection, token_id: str) -> Token:
     return Token(**dict(row))
 
 
-async def list_page(connection: Connection, *, after: str | None, limit: int) -> list[Token]:
+async def note_use(connection: Connection, ages: dict[str, float]) -> None:
+    """Record that tokens were used, each by its id so many seconds ago."""
+    await connection.execute(_NOTE_USE, list(ages), list(ages.values()))
+
+
+async def list_page(connection: Connection, wanted: TokenFilter, *, after: str | None, limit: int) -> list[Token]:
     """Tokens by id, which is by time, those after `after`."""
-    rows = await connection.fetch(_LIST, after, limit)
+    rows = await connection.fetch(_LIST, after, limit, wanted.subject, wanted.active, wanted.unused_since)
     return [Token(**dict(row)) for row in rows]
