@@ -4,12 +4,12 @@ import asyncio
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from libs.common.errors import Unprocessable
 from libs.common.manifest import Manifest, read_manifest
 from libs.common.models import Artifact, NativeFile
-from libs.common.native import Platform, host_platform
+from libs.common.native import Platform, by_package, can_load, host_platform
 from services.runner.endings import RunFailed
 from services.runner.limits import Language
 from services.runner.sandbox.layers import Program
@@ -72,38 +72,17 @@ def require_runtime(manifest: Manifest, runtimes: Runtimes) -> None:
 def require_platform(native: Iterable[NativeFile], host: Platform | None = None) -> None:
     """Raise RunFailed when native code of the bundle can't be loaded on this host.
 
-    Packages may ship the same code for several platforms, so files are judged by the package that holds them: one that
-    can be loaded here is enough.
+    One file of each package that can be loaded here is enough.
     """
     host = host or host_platform()
-    groups: dict[str, list[NativeFile]] = {}
-    for file in native:
-        groups.setdefault(package_of(file.path), []).append(file)
-    for files in groups.values():
-        if not any(_runs(file.platform, host) for file in files):
-            member = min(files, key=lambda file: file.path)
+    for package in by_package((file.path, file.platform) for file in native):
+        if not can_load(package, host):
+            path, platform = min(package)
             raise RunFailed(
                 "platform_mismatch",
-                f"member {member.path} needs {member.platform}; this runner is {host}. Rebuild the bundle on "
-                f"{_system(host)} (POST /examples/import) or publish a variant for this platform.",
+                f"member {path} needs {platform}; this runner is {host}. Rebuild the bundle on {_system(host)} "
+                "(POST /examples/import) or publish a variant for this platform.",
             )
-
-
-def package_of(path: str) -> str:
-    """The npm package directory that holds a member, "" for the bundle itself: `node_modules/@duckdb/node-api`."""
-    parts = PurePosixPath(path).parts[:-1]
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index] == "node_modules":
-            names = 2 if parts[index + 1 : index + 2] and parts[index + 1].startswith("@") else 1
-            return "/".join(parts[: index + 1 + names])
-    return ""
-
-
-def _runs(platform: str, host: Platform) -> bool:
-    try:
-        return Platform.parse(platform).runs_on(host)
-    except ValueError:
-        return False
 
 
 def _system(host: Platform) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from libs.common.models import NativeFile
-from libs.common.native import Platform
-from services.runner.compatibility import package_of, require_platform
+from libs.common.native import Platform, package_of
+from services.runner.compatibility import require_platform
 from services.runner.endings import RunFailed
 from services.runner.events import Failed, Returned, Verdict, dispatch
 from services.runner.lines import LineReader
