@@ -19,13 +19,13 @@ class Scope(StrEnum):
     """What a token may do."""
 
     BUNDLES_READ = "bundles:read"  # read bundles, versions, files, jobs and workflows, and download
-    BUNDLES_PUBLISH = "bundles:publish"  # publish new versions, deprecate, define jobs and workflows
+    BUNDLES_PUBLISH = "bundles:publish"  # publish new versions, deprecate and yank them, define jobs and workflows
     BUNDLES_FORCE = "bundles:force"  # replace what is published, and go back
     BUILDS_WRITE = "builds:write"  # import examples, and watch imports and builds
     RUNS_READ = "runs:read"  # read runs, their logs and outputs
     RUNS_WRITE = "runs:write"  # start and cancel runs
     AUDIT_READ = "audit:read"  # read the audit trail
-    ADMIN = "admin"  # everything, and manage tokens
+    ADMIN = "admin"  # everything: also manage tokens, quarantine, replace what is immutable
 
 
 _PATTERN = re.compile(r"(?=\**[a-z0-9-])[a-z0-9*-]{1,128}")

@@ -47,10 +47,12 @@ class Page(Resource, Generic[Item]):
 
 
 class VersionStatus(StrEnum):
-    """Whether a version is offered."""
+    """Whether a version is offered. Only an active one can be `latest`."""
 
     ACTIVE = "active"
-    DEPRECATED = "deprecated"
+    DEPRECATED = "deprecated"  # new runs only by its digest
+    YANKED = "yanked"  # new runs only where they say `allowYanked`
+    QUARANTINED = "quarantined"  # neither run nor downloaded
 
 
 class NativeFile(Resource):
@@ -96,12 +98,17 @@ class Bundle(Resource):
     description: str | None
     metadata: dict[str, Any]
     latest: str | None
+    immutable: bool
+    allowed_platforms: list[str] | None
     created_at: Timestamp
     created_by: str
 
 
 class Version(Resource):
-    """A version and its current revision. The last four fields are null until it is replaced."""
+    """A version and its current revision.
+
+    The last four fields are null until it is replaced; `statusReason`, `statusBy` and `statusAt` while it is active.
+    """
 
     slug: str
     version: str
@@ -113,6 +120,9 @@ class Version(Resource):
     file_count: int
     platforms: list[str]
     status: VersionStatus
+    status_reason: str | None
+    status_by: str | None
+    status_at: Timestamp | None
     deprecation_reason: str | None
     immutable: bool
     manifest: dict[str, Any]
@@ -191,9 +201,24 @@ class Difference(Resource):
 
 
 class VersionPatch(Request):
-    """Deprecate a version, or take that back."""
+    """What is to change of a version. Every status but `active` needs a reason."""
 
-    status: VersionStatus
+    status: VersionStatus | None = None
+    immutable: bool | None = None
+    reason: str | None = Field(None, max_length=1000)
+
+
+class BundlePatch(Request):
+    """What is to change of a bundle; what is left out stays.
+
+    `allowedPlatforms` are patterns such as `linux`, `linux/x64` and `linux/x64/glibc`, or `any`; null is the registry's
+    policy.
+    """
+
+    display_name: str | None = Field(None, max_length=200)
+    description: str | None = Field(None, max_length=10_000)
+    immutable: bool = False
+    allowed_platforms: list[str] | None = Field(None, min_length=1, max_length=50)
     reason: str | None = Field(None, max_length=1000)
 
 
@@ -204,6 +229,9 @@ class Resolution(Resource):
     version: str
     revision: int
     status: VersionStatus
+    status_reason: str | None = None
+    status_by: str | None = None
+    status_at: Timestamp | None = None
     artifact: Artifact
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from libs.common.errors import InvalidRequest, Unprocessable
 from libs.common.identifiers import check_slug, check_version
 from libs.common.models import LegacyArtifact, LegacyPublish
+from services.registry.gate import PlatformNotAllowed
 from services.registry.store.bundles import Description
 from services.registry.verdict import Proposal
 
@@ -87,5 +88,7 @@ def refusals() -> Iterator[None]:
     """Raise what is wrong with the tarball as what is wrong with the request: this body never knew the difference."""
     try:
         yield
+    except PlatformNotAllowed:
+        raise  # nothing is wrong with it but where it can run
     except Unprocessable as error:
         raise InvalidRequest(error.message, kind=error.kind, **error.details) from error

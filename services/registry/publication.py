@@ -5,7 +5,7 @@ artifact covers both, so that nobody removes an object as unused while somebody 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -50,13 +50,25 @@ class Published:
 
 
 class Publisher:
-    """Publishes. Whoever uses the database and the bucket has one of the `slots`; the others wait."""
+    """Publishes. Whoever uses the database and the bucket has one of the `slots`; the others wait.
 
-    def __init__(self, pool: Pool, objects: ObjectStore, limits: ArchiveLimits, slots: asyncio.Semaphore) -> None:
+    `allowed_platforms` are those of bundles that don't name their own.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        limits: ArchiveLimits,
+        slots: asyncio.Semaphore,
+        *,
+        allowed_platforms: Sequence[str],
+    ) -> None:
         self._pool = pool
         self._objects = objects
         self._limits = limits
         self._slots = slots
+        self._policy = allowed_platforms
 
     async def publish(
         self, proposal: Proposal, chunks: AsyncIterator[bytes], principal: Principal, origin: Origin
@@ -99,11 +111,11 @@ class Publisher:
     async def _decide_and_write(self, offer: Offer, incoming: Incoming) -> Decision:
         async with self._pool.acquire() as connection:
             lost_digest = await self._lost_digest(connection, offer)
-            decision = await decide(connection, offer, lost_digest=lost_digest, write=False)
+            decision = await decide(connection, offer, policy=self._policy, lost_digest=lost_digest, write=False)
             if decision.concerns(offer.inspection.digest):
                 async with artifacts.locked(connection, offer.inspection.digest):
                     await self._place(connection, offer, incoming)
-                    decision = await decide(connection, offer, lost_digest=lost_digest, write=True)
+                    decision = await decide(connection, offer, policy=self._policy, lost_digest=lost_digest, write=True)
                     if not decision.written:  # it was there already, or somebody else was faster
                         await self._remove_unless_referred_to(connection, offer.inspection)
         return decision

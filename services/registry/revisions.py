@@ -1,5 +1,6 @@
 """One transaction: decide what becomes of a tarball, and write the revision or the refusal, with its audit event."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs.common import audit
@@ -50,13 +51,21 @@ class Decision:
         return self.verdict is not Outcome.IDENTICAL or (self.before is not None and self.before.digest == digest)
 
 
-async def decide(connection: Connection, offer: Offer, *, lost_digest: str | None, write: bool) -> Decision:
-    """Decide under the lock on the version. A refused force is recorded; a revision is written only if `write`."""
+async def decide(
+    connection: Connection, offer: Offer, *, policy: Sequence[str], lost_digest: str | None, write: bool
+) -> Decision:
+    """Decide under the lock on the version. A refused force is recorded; a revision is written only if `write`.
+
+    `policy` are the platforms for which a bundle may be published that does not say so itself.
+    """
     proposal = offer.proposal
     async with connection.transaction():
         await versions.lock(connection, proposal.slug, proposal.version)
         before = after = await versions.find(connection, proposal.slug, proposal.version)
-        verdict = judge(before, offer.inspection, proposal, offer.principal, lost_digest=lost_digest)
+        allowed = await bundles.allowed_platforms(connection, proposal.slug) or policy
+        verdict = judge(
+            before, offer.inspection, proposal, offer.principal, allowed_platforms=allowed, lost_digest=lost_digest
+        )
         if isinstance(verdict, Refusal):
             await record_refusal(connection, verdict, proposal, offer.origin, offered_digest=offer.inspection.digest)
         elif write and verdict is not Outcome.IDENTICAL:

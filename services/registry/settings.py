@@ -6,7 +6,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.archive import ArchiveLimits
+from libs.common.errors import InvalidRequest
 from libs.common.settings import ServiceSettings
+from services.registry.gate import check_patterns
 from services.registry.store.collection import Retention
 
 _MIB = 1024 * 1024
@@ -23,6 +25,9 @@ class RegistrySettings(ServiceSettings):
     max_unpacked_bytes: int = Field(16 * _GIB, ge=1, description="Largest tarball, uncompressed.")
     max_entries: int = Field(200_000, ge=1, description="Most members of a tarball.")
     max_json_publish_bytes: int = Field(64 * _MIB, ge=1, description="Largest body of POST /job-bundles.")
+    allowed_platforms: str = Field(
+        "linux", description="Platforms that bundles may be published for: patterns with commas between, or any."
+    )
     body_idle_seconds: float = Field(60.0, gt=0, description="How long a publisher may send nothing.")
     token_cache_seconds: float = Field(1.0, ge=0, le=2, description="How long a revoked token may still work.")
     token_use_interval_seconds: float = Field(60.0, gt=0, description="How often the last use of tokens is noted.")
@@ -58,6 +63,19 @@ class RegistrySettings(ServiceSettings):
         """What is kept; the grace is twice the age at which an upload is stale, unless it is set."""
         grace_seconds = self.gc_grace_seconds or 2 * self.upload_max_age_seconds
         return Retention(self.keep_revisions, self.keep_used_days, grace_seconds)
+
+    @field_validator("allowed_platforms")
+    @classmethod
+    def _check_platforms(cls, patterns: str) -> str:
+        try:
+            return ",".join(check_patterns(patterns.split(",")))
+        except InvalidRequest as error:
+            raise ValueError(error.message) from None
+
+    @property
+    def platform_patterns(self) -> list[str]:
+        """For which platforms a bundle may be published that does not say so itself."""
+        return self.allowed_platforms.split(",")
 
     @property
     def audit_name(self) -> str:

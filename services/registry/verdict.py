@@ -1,12 +1,14 @@
 """What is to be done with a tarball that was offered as a version: the publish table, in one function."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from libs.common.auth import Principal, Scope
 from libs.common.errors import Conflict, Forbidden, InvalidRequest, PreconditionFailed, StowageError
-from libs.common.models import rfc3339
+from libs.common.models import VersionStatus, rfc3339
+from services.registry.gate import refuse_platforms
 from services.registry.inspection import Inspection
 from services.registry.store.bundles import Description
 from services.registry.store.versions import Version
@@ -57,20 +59,33 @@ class Refusal:
 
 
 def judge(
-    existing: Version | None, offered: Inspection, proposal: Proposal, principal: Principal, *, lost_digest: str | None
+    existing: Version | None,
+    offered: Inspection,
+    proposal: Proposal,
+    principal: Principal,
+    *,
+    allowed_platforms: Sequence[str],
+    lost_digest: str | None,
 ) -> Outcome | Refusal:
     """Decide what becomes of `offered`, given the version as it is. Call it under the lock on the version.
 
     `lost_digest` is an artifact whose object is known to be lost: equal content with other bytes can't mend it.
     """
     if existing is None:
-        return judge_absent(proposal) or Outcome.CREATED
-    if existing.content_digest == offered.content_digest and existing.digest != lost_digest:
+        refused = judge_absent(proposal)
+        if refused:
+            return refused
+    elif existing.content_digest == offered.content_digest and existing.digest != lost_digest:
         return Outcome.IDENTICAL
+    foreign = refuse_platforms(proposal.subject, offered.native, allowed_platforms)
+    if foreign:
+        return Refusal(foreign, existing)
+    if existing is None:
+        return Outcome.CREATED
     if not proposal.force:
         return Refusal(_conflict(existing, proposal, lost=existing.digest == lost_digest), existing)
-    refused = _refused_force(existing, proposal, principal)
-    return Refusal(refused, existing) if refused else Outcome.REPLACED
+    refusal = _refused_force(existing, proposal, principal)
+    return Refusal(refusal, existing) if refusal else Outcome.REPLACED
 
 
 def judge_rollback(existing: Version, digest: str, proposal: Proposal, principal: Principal) -> Outcome | Refusal:
@@ -113,18 +128,39 @@ def _refused_force(existing: Version, proposal: Proposal, principal: Principal) 
             currentDigest=existing.digest,
             **_facts(existing),
         )
-    if existing.immutable and not principal.may(Scope.ADMIN):
-        return Conflict(
-            f"{proposal.subject} was published as immutable: only an administrator may replace it. "
-            "Publish a new version.",
-            kind="version-immutable",
-            **_facts(existing),
-        )
+    if not principal.may(Scope.ADMIN) and (protected := refuse_protected(existing)):
+        return protected
     if not proposal.reason_to_replace:
         return InvalidRequest(
             f"replacing {proposal.subject} needs the parameter reason: say why, in a sentence.",
             kind="reason-required",
             parameter="reason",
+            **_facts(existing),
+        )
+    return None
+
+
+def refuse_protected(existing: Version) -> Conflict | None:
+    """Why nobody but an administrator may give the version another revision, or None where others may."""
+    subject = f"{existing.slug}@{existing.version}"
+    if existing.status == VersionStatus.QUARANTINED:
+        return Conflict(
+            f"{subject} is quarantined by “{existing.status_by}”: {existing.status_reason} Only an administrator may "
+            "replace it, or release it. Publish a new version.",
+            kind="version-quarantined",
+            **_facts(existing),
+        )
+    if existing.bundle_immutable:
+        return Conflict(
+            f"the bundle {existing.slug} is immutable: only an administrator may replace {subject}. Publish a new "
+            "version.",
+            kind="bundle-immutable",
+            **_facts(existing),
+        )
+    if existing.immutable:
+        return Conflict(
+            f"{subject} is immutable: only an administrator may replace it. Publish a new version.",
+            kind="version-immutable",
             **_facts(existing),
         )
     return None

@@ -40,10 +40,10 @@ class Product:
 
 @pytest.fixture
 async def product(backend: Backend, tmp_path: Path) -> AsyncIterator[Product]:
-    """Registry and builder that are up."""
+    """Registry and builder that are up. The registry takes bundles for any platform."""
     workspaces, scratch = tmp_path / "workspaces", tmp_path / "scratch"
     workspaces.mkdir()
-    async with running_registry(backend) as registry:
+    async with running_registry(backend, allowed_platforms="any") as registry:
         token = await registry.token_for("builder", "bundles:read", "bundles:publish", "bundles:force")
         async with running_builder(
             backend, registry_url=registry.url, service_token=token, token=registry.token, work_dir=workspaces

@@ -8,6 +8,7 @@ from libs.common.models import ImportState, InputSource, Run, RunState
 from tests.e2e.conftest import Product
 from tests.e2e.mac import MAC_BINARY, pack_loader_on_a_mac
 from tests.e2e.stack import REPOSITORY, archives_below
+from tests.registry.running import running_registry
 from tests.runner.running import RunningRunner
 
 _LOADER = "observatory-duckdb-loader"
@@ -19,6 +20,10 @@ async def test_a_bundle_from_a_mac_is_refused_then_replaced_and_the_same_request
     product: Product, tmp_path: Path
 ) -> None:
     mac = await pack_loader_on_a_mac(tmp_path)
+    async with running_registry(product.backend) as strict:
+        stopped = await strict.publish(mac, _LOADER, "0.1.0")
+        assert (stopped.status, stopped.json["type"]) == (422, "urn:stowage:problem:platform-not-allowed")
+        assert MAC_BINARY in [member["path"] for member in stopped.json["members"]]
     await product.import_observatory("observatory-data-generator", "observatory-inbox-normalizer")
     published = await product.registry.publish(mac, _LOADER, "0.1.0")
     assert published.status == 201

@@ -11,6 +11,9 @@ import zstandard
 
 Files = Mapping[str, bytes | str]
 
+MACHO = bytes.fromhex("cffaedfe0c000001000000000600000000000000000000000000000000000000") + bytes(64)
+"""A library of an Apple machine, as far as its header tells: darwin/arm64."""
+
 
 def manifest(slug: str = "hello", version: str = "1.0.0", **more: Any) -> dict[str, Any]:
     """A manifest of a Python bundle whose entry is `main.py`."""

@@ -25,9 +25,9 @@ async def shared_backend(servers: Servers) -> AsyncIterator[Backend]:
 
 
 @pytest.fixture(scope="module")
-async def registry(shared_backend: Backend) -> AsyncIterator[RunningRegistry]:
-    """A registry that is up."""
-    async with running_registry(shared_backend) as running:
+async def registry(shared_backend: Backend, request: pytest.FixtureRequest) -> AsyncIterator[RunningRegistry]:
+    """A registry that is up, with the module's `REGISTRY_SETTINGS`."""
+    async with running_registry(shared_backend, **getattr(request.module, "REGISTRY_SETTINGS", {})) as running:
         yield running
 
 

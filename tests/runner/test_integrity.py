@@ -11,14 +11,13 @@ import pytest
 from libs.common.models import RunState
 from libs.common.native import host_platform
 from tests.backend import Backend, Servers, fresh_backend
-from tests.registry.bundles import bundle
+from tests.registry.bundles import MACHO, bundle
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish, python
 from tests.runner.running import OPEN, RunningRunner, running_runner
 
+REGISTRY_SETTINGS = {"allowed_platforms": "any"}  # the runner's own check is what is tested
 RUNNER_SETTINGS = OPEN  # jobs leave marks for the tests
-
-_MACHO = bytes.fromhex("cffaedfe0c000001000000000600000000000000000000000000000000000000") + bytes(64)
 
 
 def _marking(marker: Path) -> bytes:
@@ -117,7 +116,7 @@ async def test_a_bundle_for_another_platform_is_refused_before_anything_is_fetch
     registry: RunningRegistry, runner: RunningRunner
 ) -> None:
     member = "node_modules/@duckdb/node-bindings-darwin-arm64/duckdb.node"
-    body = node("export const handler = () => 'ran'", slug="macish", files={member: _MACHO})
+    body = node("export const handler = () => 'ran'", slug="macish", files={member: MACHO})
     await publish(registry, body, "macish")
     registry.objects.delete(f"artifacts/sha256/{_hex(body)[:2]}/{_hex(body)}.tgz")
     run = await runner.run("macish@latest")
@@ -136,7 +135,7 @@ async def test_a_package_with_code_for_several_platforms_is_fine_if_one_is_ours(
     registry: RunningRegistry, runner: RunningRunner
 ) -> None:
     ours = Path("/bin/true").read_bytes()
-    files = {"node_modules/fs/prebuilds/darwin/a.node": _MACHO, "node_modules/fs/prebuilds/linux/a.node": ours}
+    files = {"node_modules/fs/prebuilds/darwin/a.node": MACHO, "node_modules/fs/prebuilds/linux/a.node": ours}
     await publish(registry, node("export const handler = () => 'ran'", files=files))
     assert (await runner.run()).result == "ran"
 
@@ -147,10 +146,10 @@ async def test_with_the_check_switched_off_the_loader_complains_instead(own_back
         export const handler = () => createRequire(import.meta.url)('./native/duckdb.node');
     """
     async with (
-        running_registry(own_backend) as registry,
+        running_registry(own_backend, **REGISTRY_SETTINGS) as registry,
         running_runner(own_backend, registry, tmp_path / "scratch", platform_check=False, **OPEN) as runner,
     ):
-        await publish(registry, node(code, files={"native/duckdb.node": _MACHO}))
+        await publish(registry, node(code, files={"native/duckdb.node": MACHO}))
         run = await runner.run()
     assert run.error is not None
     assert "invalid ELF header" in run.error.message

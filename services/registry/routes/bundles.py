@@ -1,4 +1,4 @@
-"""Reading what is published, and deprecating it."""
+"""Reading what is published."""
 
 from aiohttp import web
 from pydantic import Field
@@ -7,7 +7,7 @@ from libs.common import models
 from libs.common.api import operation
 from libs.common.auth import Scope
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import PRINCIPAL, json_response, origin_of
+from libs.common.web import PRINCIPAL, json_response
 from services.registry import availability, catalog
 from services.registry.resources import POOL
 from services.registry.store.artifacts import File
@@ -52,13 +52,6 @@ async def list_versions(request: web.Request, query: PageQuery) -> web.Response:
 async def get_version(request: web.Request) -> web.Response:
     """Get a version, or `latest`."""
     version = await catalog.get_version(request.app[POOL], *_names(request))
-    return json_response(models.Version.model_validate(version))
-
-
-@operation(Scope.BUNDLES_PUBLISH, answers={200: models.Version}, errors=[*_NO_VERSION, "reason-required"])
-async def patch_version(request: web.Request, body: models.VersionPatch) -> web.Response:
-    """Deprecate a version, or offer it again."""
-    version = await catalog.patch_version(request.app[POOL], *_names(request), body, origin_of(request))
     return json_response(models.Version.model_validate(version))
 
 
@@ -132,7 +125,6 @@ ROUTES = (
     web.get("/job-bundles/{slug}/resolve", resolve),
     web.get("/job-bundles/{slug}/versions", list_versions),
     web.get("/job-bundles/{slug}/versions/{version}", get_version),
-    web.patch("/job-bundles/{slug}/versions/{version}", patch_version),
     web.get("/job-bundles/{slug}/versions/{version}/revisions", list_revisions),
     web.get("/job-bundles/{slug}/versions/{version}/files", list_files),
     web.get("/artifacts/{digest}", get_artifact),

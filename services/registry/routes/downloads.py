@@ -13,6 +13,7 @@ from services.registry import catalog
 from services.registry.download import filename_of, opened, presign
 from services.registry.placement import content_type_of
 from services.registry.resources import OBJECTS, POOL, SETTINGS
+from services.registry.standing import require_downloadable
 from services.registry.store.versions import Version
 
 _TARBALL = Content(("application/gzip", "application/zstd"), "The tarball.")
@@ -41,6 +42,7 @@ class DownloadQuery(models.Request):
     errors=[
         "bundle-not-found",
         "version-not-found",
+        "version-quarantined",
         "range-not-satisfiable",
         "artifact-damaged",
         "artifact-quarantined",
@@ -50,6 +52,7 @@ class DownloadQuery(models.Request):
 async def download(request: web.Request, query: DownloadQuery) -> web.StreamResponse:
     """Download a version, or `latest`."""
     version = await catalog.get_version(request.app[POOL], request.match_info["slug"], request.match_info["version"])
+    require_downloadable(version)
     await catalog.get_artifact(request.app[POOL], version.digest)  # refuses what is quarantined
     if any(tag.value in (version.digest, "*") for tag in request.if_none_match or ()):
         return web.Response(status=304, headers={"ETag": f'"{version.digest}"'})

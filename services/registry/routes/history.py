@@ -23,6 +23,8 @@ from services.registry.verdict import Proposal
         "digest-not-found",
         "reason-required",
         "version-immutable",
+        "bundle-immutable",
+        "version-quarantined",
         "stale-digest",
         "artifact-lost",
         "artifact-collected",

@@ -6,12 +6,18 @@ from typing import Any
 
 from libs.common.database import Connection
 from libs.common.identifiers import is_prerelease, version_sort_key
+from libs.common.models import VersionStatus
 
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('version ' || $1::text || '@' || $2::text, 0))"
+# In this order: who changes the settings of the bundle waits for all who are at one of its versions, and they for him.
+_LOCK = """
+    SELECT pg_advisory_xact_lock_shared(hashtextextended('bundle ' || $1::text, 0)),
+           pg_advisory_xact_lock(hashtextextended('version ' || $1::text || '@' || $2::text, 0))
+"""
 
 # `now` is the current revision, `first` the one that made the version.
 _COLUMNS = """
-    SELECT v.id, b.slug, v.version, v.sort_key, v.revision, v.status, v.deprecation_reason, v.immutable,
+    SELECT v.id, b.slug, v.version, v.sort_key, v.revision, v.status, v.status_reason, v.status_by, v.status_at,
+           v.immutable, b.immutable AS bundle_immutable,
            a.digest, a.content_digest, a.size, a.unpacked_size, a.file_count, a.compression, a.object_key, a.platforms,
            a.manifest,
            first.published_at, first.published_by,
@@ -67,9 +73,11 @@ _INSERT_REVISION = """
 
 _SET_STATUS = """
     UPDATE registry.versions
-    SET status = $2, deprecation_reason = $3
+    SET status = $2, status_reason = $3, status_by = $4, status_at = CASE WHEN $4::text IS NOT NULL THEN now() END
     WHERE id = $1
 """
+
+_SET_IMMUTABLE = "UPDATE registry.versions SET immutable = $2 WHERE id = $1"
 
 _REVISIONS = """
     SELECT r.revision, r.digest, a.content_digest, a.size, a.unpacked_size, a.file_count, a.object_key, a.platforms,
@@ -97,20 +105,24 @@ _FIND_NEWEST_REVISION = f"""
     LIMIT 1
 """
 
+# Were the same bytes in several versions, the strictest status would hold for them.
 _FIND_REVISION_BY_DIGEST = """
-    SELECT v.version, r.revision, v.status
+    SELECT v.version, r.revision, v.status, v.status_reason, v.status_by, v.status_at
     FROM registry.bundles b
     JOIN registry.versions v ON v.bundle_id = b.id
     JOIN registry.revisions r ON r.version_id = v.id
     WHERE b.slug = $1 AND r.digest = $2
-    ORDER BY r.published_at DESC, r.revision DESC
+    ORDER BY v.status = 'quarantined' DESC, v.status = 'yanked' DESC, r.published_at DESC, r.revision DESC
     LIMIT 1
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version and its current revision; the last four are None until it is replaced."""
+    """A version and its current revision.
+
+    The last four are None until it is replaced, reason, actor and time of its status while it is active.
+    """
 
     id: int
     slug: str
@@ -118,8 +130,11 @@ class Version:
     sort_key: str
     revision: int
     status: str
-    deprecation_reason: str | None
+    status_reason: str | None
+    status_by: str | None
+    status_at: datetime | None
     immutable: bool
+    bundle_immutable: bool
     digest: str
     content_digest: str
     size: int
@@ -135,6 +150,11 @@ class Version:
     replaced_by: str | None
     reason: str | None
     previous_digest: str | None
+
+    @property
+    def deprecation_reason(self) -> str | None:
+        """The reason of its status under its older name."""
+        return self.status_reason if self.status == VersionStatus.DEPRECATED else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +191,9 @@ class RevisionName:
     version: str
     revision: int
     status: str
+    status_reason: str | None
+    status_by: str | None
+    status_at: datetime | None
 
 
 async def lock(connection: Connection, slug: str, version: str) -> None:
@@ -226,9 +249,16 @@ async def _insert_revision(connection: Connection, version_id: int, number: int,
     )
 
 
-async def set_status(connection: Connection, version_id: int, status: str, reason: str | None) -> None:
-    """Offer a version or no longer offer it."""
-    await connection.execute(_SET_STATUS, version_id, status, reason)
+async def set_status(
+    connection: Connection, version_id: int, status: str, *, reason: str | None, actor: str | None
+) -> None:
+    """Give a version a status, for a reason and by an actor; both are None for `active`."""
+    await connection.execute(_SET_STATUS, version_id, status, reason, actor)
+
+
+async def set_immutable(connection: Connection, version_id: int, *, immutable: bool) -> None:
+    """Let nobody but an administrator replace a version, or whoever may replace versions."""
+    await connection.execute(_SET_IMMUTABLE, version_id, immutable)
 
 
 async def list_revisions(connection: Connection, version_id: int, *, below: int | None, limit: int) -> list[Revision]:
