@@ -19,7 +19,7 @@ async def _application(database_url: str) -> web.Application:
 
     async def resolve(request: web.Request) -> web.Response:
         row = await pool.fetchrow(_QUERY, request.match_info["slug"], request.query["reference"])
-        return web.json_response(dict(row))
+        return web.json_response(dict(row or {}))
 
     application = web.Application()
     application.router.add_get("/job-bundles/{slug}/resolve", resolve)

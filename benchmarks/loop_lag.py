@@ -104,7 +104,7 @@ async def _serve(settings: RunnerSettings) -> Notes:
 
 
 def _runner(settings: dict[str, Any], parent: Connection) -> None:
-    configure_logging(service="runner", log_format="console", level="warning")
+    configure_logging(log_format="console", level="warning")
     parent.send(asyncio.run(_serve(RunnerSettings(**settings))))
 
 
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=6, help="runs of each of the two bundles")
     chosen = parser.parse_args()
     print(machine())
-    configure_logging(service="benchmark", log_format="console", level="warning")
+    configure_logging(log_format="console", level="warning")
     with running_servers() as servers:
         asyncio.run(_with_backend(servers, chosen.seconds, chosen.runs))
 

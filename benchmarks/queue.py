@@ -123,7 +123,7 @@ class Side:
 async def _side(backend: Backend, registry: RunningRegistry, *, queued: int, ended: int) -> AsyncIterator[Side]:
     driver = ReconnectingDriver(backend.database_url, application_name="benchmark-queue")
     objects = backend.objects()
-    async with open_pool(backend.database_url, size=4, application_name="benchmark", reset_sessions=False) as pool:
+    async with open_pool(backend.database_url, size=4, application_name="benchmark") as pool:
         turns = Turns(pool)
         backlog = Backlog(pool, max_queued_runs=100_000)
         acceptance = Acceptance(pool, registry.client, turns, backlog, max_parameters_bytes=10_000)

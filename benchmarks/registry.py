@@ -157,7 +157,7 @@ async def _compare_publishing(server: Server, rounds: int) -> None:
 async def _measure_memory(server: Server) -> None:
     idle = _memory_kb(server.pid, "VmRSS")
     _forget_peak(server.pid)
-    version = await server.client.publish("hello", "0.99.0", _chunks(_tarball(2000 * _MB, "0.99.0")))
+    _, version = await server.client.publish("hello", "0.99.0", _chunks(_tarball(2000 * _MB, "0.99.0")))
     peak = _memory_kb(server.pid, "VmHWM")
     print(
         f"memory while {version.size / 1e9:.1f} GB are published: idle {idle / 1024:.0f} MB, peak {peak / 1024:.0f} MB"

@@ -53,11 +53,11 @@ async def _connect(*arguments: Any, **options: Any) -> "asyncpg.Connection[async
 
 
 @asynccontextmanager
-async def open_pool(url: str, *, size: int, application_name: str, reset_sessions: bool = True) -> AsyncIterator[Pool]:
+async def open_pool(url: str, *, size: int, application_name: str) -> AsyncIterator[Pool]:
     """A pool of at most `size` connections. `json` and `jsonb` columns are Python values in both directions.
 
-    Whoever leaves no settings, cursors or advisory locks behind in a session need not have them reset each time that a
-    connection is given back, which costs a round trip.
+    Sessions are not reset when a connection is given back, which would cost each user a round trip: whoever changes a
+    session's settings changes them back, and session locks are only taken through `session_lock`.
     """
     pool = await asyncpg.create_pool(
         url,
@@ -65,7 +65,7 @@ async def open_pool(url: str, *, size: int, application_name: str, reset_session
         max_size=size,
         connect=_connect,
         init=_prepare,
-        reset=None if reset_sessions else _leave_as_it_is,
+        reset=_leave_as_it_is,
         command_timeout=60,
         server_settings={"application_name": application_name, "timezone": "UTC"},
     )
@@ -79,15 +79,34 @@ async def open_pool(url: str, *, size: int, application_name: str, reset_session
 
 
 @asynccontextmanager
+async def session_lock(connection: Connection, name: str, *, wait: bool = True) -> AsyncIterator[bool]:
+    """Whether this session holds the lock called `name` while the context is open; without `wait` it may not.
+
+    The lock needs no transaction. Where it can't be released the connection is closed, and with the session the lock
+    is gone.
+    """
+    lock = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+    try:
+        held = await connection.fetchval(f"SELECT {lock}(hashtextextended($1, 0))", name) is not False
+    except BaseException:
+        connection.terminate()  # it may have been granted all the same
+        raise
+    try:
+        yield held
+    finally:
+        if held and not connection.is_closed():
+            try:
+                await connection.execute("SELECT pg_advisory_unlock(hashtextextended($1, 0))", name)
+            except BaseException:
+                connection.terminate()
+                raise
+
+
+@asynccontextmanager
 async def alone(pool: Pool, name: str) -> AsyncIterator[bool]:
     """Whether nobody else is at the work called `name` while the context is open. It is tried, not waited for."""
-    async with pool.acquire() as connection:
-        mine: bool = await connection.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", name)
-        try:
-            yield mine
-        finally:
-            if mine and not connection.is_closed():  # with the session the lock is gone
-                await connection.execute("SELECT pg_advisory_unlock(hashtextextended($1, 0))", name)
+    async with pool.acquire() as connection, session_lock(connection, name, wait=False) as mine:
+        yield mine
 
 
 class Notifications:

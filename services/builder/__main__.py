@@ -49,7 +49,7 @@ def _serve() -> int:
     except (SettingsError, ToolchainMissing) as error:
         sys.stderr.write(f"the builder can't start: {error}\n")
         return _MISUSED
-    configure_logging(service=SERVICE, log_format=settings.log_format, level=settings.log_level)
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
     asyncio.run(serve_until_signalled(create_app(settings), service=SERVICE, settings=settings))
     return _DONE
 

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Standard output is for the answer, which a script may read from there.
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         return asyncio.run(_COMMANDS[options.command](settings, options))
-    configure_logging(service="registry", log_format=settings.log_format, level=settings.log_level)
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
     return asyncio.run(_serve(settings))
 
 

@@ -21,7 +21,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"the runner can't start: {error}", file=sys.stderr)
         return 2
-    configure_logging(service="runner", log_format=settings.log_format, level=settings.log_level)
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
     asyncio.run(serve_until_signalled(create_app(settings), service="runner", settings=settings))
     return 0
 

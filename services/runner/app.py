@@ -103,7 +103,6 @@ class _Parts:
                     url,
                     size=settings.database_pool_size,
                     application_name="stowage-runner",
-                    reset_sessions=False,
                 )
             )
             application[METRICS].watch_pool(pool)

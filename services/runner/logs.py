@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from uuid import UUID
 
-from libs.common.database import Pool
+from libs.common.database import Pool, session_lock
 from libs.common.journal import Journal
 from libs.common.log import get_logger
 from libs.common.log_archive import LogArchive, LogState
@@ -14,7 +14,7 @@ from services.runner import log_store, store
 from services.runner.lifecycle import no_such_run
 
 _SETTLED_SECONDS = 60.0
-_ARCHIVE_LOCK = 7103_0001
+_ARCHIVE_LOCK = "archive the logs of runs"
 _log = get_logger("runner")
 
 
@@ -58,20 +58,16 @@ class RunLogs:
 
     async def archive_leftovers(self) -> None:
         """Archive the logs that were left in the journal, because the bucket or the runner was away."""
-        async with self._pool.acquire() as connection:
-            # One runner at a time: a log that another is just discarding would be read in part.
-            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ARCHIVE_LOCK):
+        async with self._pool.acquire() as connection, session_lock(connection, _ARCHIVE_LOCK, wait=False) as mine:
+            if not mine:  # one runner at a time: a log that another is just discarding would be read in part
                 return
-            try:
-                for left in await log_store.left_logs(connection, older_than_seconds=_SETTLED_SECONDS):
-                    key = None if left.archived else await self.archive(left.run_id, None)
-                    if left.archived or key is not None:
-                        async with connection.transaction():
-                            if key is not None:
-                                await log_store.set_log_key(connection, left.run_id, key)
-                            await self._journal.discard(connection, left.run_id)
-            finally:
-                await connection.execute("SELECT pg_advisory_unlock($1)", _ARCHIVE_LOCK)
+            for left in await log_store.left_logs(connection, older_than_seconds=_SETTLED_SECONDS):
+                key = None if left.archived else await self.archive(left.run_id, None)
+                if left.archived or key is not None:
+                    async with connection.transaction():
+                        if key is not None:
+                            await log_store.set_log_key(connection, left.run_id, key)
+                        await self._journal.discard(connection, left.run_id)
 
     async def sweep(self) -> None:
         """Remove what was archived under leases that did not end their run, by holders that could not remove it."""

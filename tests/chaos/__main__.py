@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5, help="how long; 5 by default")
     parser.add_argument("--seed", type=int, help="what goes wrong, and when; by default another one each time")
     chosen = parser.parse_args()
-    configure_logging(service="chaos", log_format="console", level="error")
+    configure_logging(log_format="console", level="error")
     seed = secrets.randbelow(1_000_000) if chosen.seed is None else chosen.seed
     print(f"seed {seed}, {chosen.minutes:g} minutes", flush=True)
     with tempfile.TemporaryDirectory(prefix="stowage-campaign-", ignore_cleanup_errors=True) as place:

@@ -8,11 +8,8 @@ from typing import Any
 
 import asyncpg
 
-from libs.common.database import Connection
+from libs.common.database import Connection, session_lock
 from services.registry.store.bundles import like
-
-_LOCK = "SELECT pg_advisory_lock(hashtextextended('artifact ' || $1::text, 0))"
-_UNLOCK = "SELECT pg_advisory_unlock(hashtextextended('artifact ' || $1::text, 0))"
 
 _GET = """
     SELECT digest, content_digest, size, unpacked_size, file_count, compression, object_key, manifest, platforms,
@@ -154,12 +151,8 @@ async def locked(connection: Connection, digest: str) -> AsyncIterator[None]:
 
     The lock belongs to the session: the bucket may be asked under it, since no transaction is open.
     """
-    await connection.execute(_LOCK, digest)
-    try:
+    async with session_lock(connection, f"artifact {digest}"):
         yield
-    finally:
-        if not connection.is_closed():  # with the session the lock is gone
-            await connection.execute(_UNLOCK, digest)
 
 
 async def get(connection: Connection, digest: str) -> Artifact | None:
