@@ -69,9 +69,16 @@ async def get_for_run(connection: Connection, digest: str) -> Artifact:
     return found
 
 
-async def note_uses(pool: Pool, digests: Sequence[str]) -> list[str]:
-    """Note that runs that have not ended use these artifacts; those of them that can't be had any more."""
-    checked = sorted({check_digest(digest) for digest in digests})
+async def note_uses(pool: Pool, digests: Sequence[str], readable: list[str] | None) -> list[str]:
+    """Note that runs that have not ended use these artifacts; those of them that can't be had any more.
+
+    Where patterns of slugs are given, what no bundle has or had that matches is unknown.
+    """
+    asked = sorted({check_digest(digest) for digest in digests})
     async with pool.acquire() as connection:
-        await artifacts.note_uses(connection, checked)
-        return await artifacts.unavailable(connection, checked)
+        known = [
+            digest for digest in asked if readable is None or await artifacts.is_of_any(connection, digest, readable)
+        ]
+        await artifacts.note_uses(connection, known)
+        unavailable = await artifacts.unavailable(connection, known)
+    return sorted({*unavailable, *(set(asked) - set(known))})

@@ -6,7 +6,7 @@ artifact covers both, so that nobody removes an object as unused while somebody 
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 
@@ -24,6 +24,7 @@ from services.registry.difference import with_offered
 from services.registry.incoming import Incoming, received
 from services.registry.inspection import Inspection
 from services.registry.placement import Label, is_whole, place
+from services.registry.references import find_readable, inspection_of
 from services.registry.revisions import Decision, Offer, decide, record_refusal
 from services.registry.store import artifacts, versions
 from services.registry.store.versions import Version
@@ -85,6 +86,18 @@ class Publisher:
             # From here on the caller's leaving changes nothing: rows and objects must end up in agreement.
             return await to_the_end(self._settle(offer, incoming))
 
+    async def publish_stored(self, proposal: Proposal, digest: str, principal: Principal, origin: Origin) -> Published:
+        """Publish the artifact `digest`, which was uploaded before, under the same rules.
+
+        Raises in addition NotFound, Gone or Conflict where the artifact can't be had.
+        """
+        artifact = await find_readable(self._pool, digest, proposal.slug, principal)
+        await self._check_before_upload(proposal, origin)
+        async with self._pool.acquire() as connection:
+            inspection = await inspection_of(connection, artifact)
+        manifest = _checked_manifest(inspection, proposal)
+        return await to_the_end(self._settle(Offer(inspection, manifest, proposal, principal, origin), None))
+
     async def _check_before_upload(self, proposal: Proposal, origin: Origin) -> None:
         """Spare the publisher the upload where its end is known. Everything is decided again after it."""
         refusal = judge_absent(proposal)
@@ -95,7 +108,7 @@ class Publisher:
                 await record_refusal(connection, refusal, proposal, origin, offered_digest=None)
                 raise refusal.error
 
-    async def _settle(self, offer: Offer, incoming: Incoming) -> Published:
+    async def _settle(self, offer: Offer, incoming: Incoming | None) -> Published:
         async with self._slots:
             try:
                 decision = await self._decide_and_write(offer, incoming)
@@ -108,27 +121,62 @@ class Publisher:
             raise RuntimeError("a publication that was not refused has no version")
         return Published(decision.verdict, decision.after)
 
-    async def _decide_and_write(self, offer: Offer, incoming: Incoming) -> Decision:
+    async def _decide_and_write(self, offer: Offer, incoming: Incoming | None) -> Decision:
+        """Decide, and write what was decided. `incoming` is None for an artifact that was uploaded before."""
         async with self._pool.acquire() as connection:
             lost_digest = await self._lost_digest(connection, offer)
             decision = await decide(connection, offer, policy=self._policy, lost_digest=lost_digest, write=False)
-            if decision.concerns(offer.inspection.digest):
-                async with artifacts.locked(connection, offer.inspection.digest):
-                    await self._place(connection, offer, incoming)
-                    decision = await decide(connection, offer, policy=self._policy, lost_digest=lost_digest, write=True)
-                    if not decision.written:  # it was there already, or somebody else was faster
-                        await self._remove_unless_referred_to(connection, offer.inspection)
+            if not decision.concerns(offer.inspection.digest):
+                return decision
+            if incoming is not None and decision.verdict is Outcome.REPLACED:
+                stored = await self._stored_with_equal_content(connection, offer)
+                written = stored and await self._write(connection, stored, None, lost_digest)
+                if written:
+                    return written
+            written = await self._write(connection, offer, incoming, lost_digest)
+        if written is None:
+            raise Conflict(
+                f"the object of {offer.inspection.digest} is missing from the bucket or damaged. Send the tarball.",
+                kind="artifact-lost",
+                digest=offer.inspection.digest,
+            )
+        return written
+
+    async def _write(
+        self, connection: Connection, offer: Offer, incoming: Incoming | None, lost_digest: str | None
+    ) -> Decision | None:
+        """Decide once more, now that the object is there; None where it is not, and there is nothing to make it of."""
+        async with artifacts.locked(connection, offer.inspection.digest):
+            if not await self._place(connection, offer, incoming):
+                return None
+            decision = await decide(connection, offer, policy=self._policy, lost_digest=lost_digest, write=True)
+            if not decision.written:  # it was there already, or somebody else was faster
+                await self._remove_unless_referred_to(connection, offer.inspection)
         return decision
 
-    async def _place(self, connection: Connection, offer: Offer, incoming: Incoming) -> None:
+    async def _place(self, connection: Connection, offer: Offer, incoming: Incoming | None) -> bool:
         """See to it that the object is there; and where that was not so, or not to be so, that its row says it now."""
-        proposal = offer.proposal
-        known = await artifacts.get(connection, offer.inspection.digest)
+        proposal, inspection = offer.proposal, offer.inspection
+        known = await artifacts.get(connection, inspection.digest)
+        if incoming is None:
+            return (
+                known is not None
+                and known.available
+                and await asyncio.to_thread(is_whole, self._objects, known.object_key, known.size)
+            )
         rewrite = proposal.force or (known is not None and known.damaged_at is not None)
         label = Label(proposal.slug, proposal.version, offer.origin.actor)
         missing = await asyncio.to_thread(place, self._objects, incoming, label, rewrite=rewrite)
         if known is not None and (missing or not known.available):
             await record_repair(connection, known, offer.origin, subject=proposal.subject)
+        return True
+
+    async def _stored_with_equal_content(self, connection: Connection, offer: Offer) -> Offer | None:
+        """The same offer with the artifact that has this content already in other bytes, if there is one."""
+        inspection = offer.inspection
+        digest = await artifacts.find_equal(connection, inspection.content_digest, other_than=inspection.digest)
+        stored = digest and await artifacts.get(connection, digest)
+        return replace(offer, inspection=await inspection_of(connection, stored)) if stored else None
 
     async def _lost_digest(self, connection: Connection, offer: Offer) -> str | None:
         """The artifact of the version, if it has equal content in other bytes and its object is lost."""

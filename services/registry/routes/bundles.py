@@ -97,10 +97,11 @@ async def get_artifact(request: web.Request) -> web.Response:
     return json_response(models.Artifact.model_validate(artifact))
 
 
-@operation(Scope.BUNDLES_READ, answers={200: models.ArtifactUsesNoted})
+@operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.ArtifactUsesNoted})
 async def note_uses(request: web.Request, body: models.ArtifactUses) -> web.Response:
     """Note that runs which have not ended use these artifacts, so that they are kept."""
-    unavailable = await availability.note_uses(request.app[POOL], body.digests)
+    readable = request[PRINCIPAL].patterns(Scope.BUNDLES_READ)
+    unavailable = await availability.note_uses(request.app[POOL], body.digests, readable)
     return json_response(models.ArtifactUsesNoted(unavailable=unavailable))
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from libs.common import models
 from libs.common.api import Answer, Content, operation
 from libs.common.auth import Scope
+from libs.common.errors import InvalidRequest
 from libs.common.identifiers import check_digest, check_slug, check_version
 from libs.common.reading import parse_model, read_body
 from libs.common.web import PRINCIPAL, json_response, origin_of
@@ -37,6 +38,9 @@ _REFUSALS = [
 ]
 
 
+_NO_ARTIFACT = ["artifact-not-found", "artifact-collected", "artifact-quarantined"]
+
+
 class PublishQuery(models.Request):
     """How to publish. Unknown parameters are refused: a mistyped one would lose its protection."""
 
@@ -44,6 +48,7 @@ class PublishQuery(models.Request):
     expected_digest: str | None = Field(None, description="What is replaced, as the publisher believes; else 412.")
     reason: str | None = Field(None, max_length=1000, description="Why it is replaced; needed with `force`.")
     build_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:-]{1,100}$", description="The build that made it.")
+    digest: str | None = Field(None, description="An artifact that was uploaded before; the body is empty then.")
 
 
 @operation(
@@ -53,12 +58,22 @@ class PublishQuery(models.Request):
         200: Answer(models.Version, "Replaced; or nothing has changed, because it has this content already."),
         201: Answer(models.Version, "The version is new."),
     },
-    errors=[*_REFUSALS, "stale-digest", "unprocessable", "invalid-manifest", "manifest-mismatch", "entry-missing"],
+    errors=[
+        *_REFUSALS,
+        *_NO_ARTIFACT,
+        "body-not-empty",
+        "stale-digest",
+        "unprocessable",
+        "invalid-manifest",
+        "manifest-mismatch",
+        "entry-missing",
+    ],
 )
 async def publish(request: web.Request, query: PublishQuery) -> web.Response:
     """Publish a version.
 
     What is published stays as it is, unless `force` is given by a token with the scope `bundles:force`, and a `reason`.
+    An artifact that the registry has need not be sent again: name its `digest`, which needs `bundles:read` as well.
     """
     proposal = Proposal(
         check_slug(request.match_info["slug"]),
@@ -68,7 +83,10 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
         reason=(query.reason or "").strip() or None,
         build_id=query.build_id,
     )
-    published = await _publish(request, proposal, _body(request))
+    if query.digest is None:
+        published = await _publish(request, proposal, _body(request))
+    else:
+        published = await _publish_stored(request, proposal, check_digest(query.digest))
     status = 201 if published.outcome is Outcome.CREATED else 200
     return json_response(models.Version.model_validate(published.version), status=status)
 
@@ -114,6 +132,15 @@ async def publish_json(request: web.Request) -> web.Response:
 
 async def _publish(request: web.Request, proposal: Proposal, chunks: AsyncIterator[bytes]) -> Published:
     return await request.app[PUBLISHER].publish(proposal, chunks, request[PRINCIPAL], origin_of(request))
+
+
+async def _publish_stored(request: web.Request, proposal: Proposal, digest: str) -> Published:
+    if await request.content.read(1):
+        raise InvalidRequest(
+            f"the parameter digest names the artifact {digest}, so the body must be empty. Leave out one of them.",
+            kind="body-not-empty",
+        )
+    return await request.app[PUBLISHER].publish_stored(proposal, digest, request[PRINCIPAL], origin_of(request))
 
 
 def _body(request: web.Request) -> AsyncIterator[bytes]:
