@@ -1,4 +1,4 @@
-"""The registry's commands: `serve`, `create-token` for the first tokens of a new database, `audit-key`."""
+"""The registry's commands: `serve`, `create-token` for the first tokens of a new database, and upkeep."""
 
 import argparse
 import asyncio
@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "audit-key":
         return audit_commands.show_key(options)
+    if options.command == "audit-verify" and options.export is not None:
+        return audit_commands.verify_files(options)
     try:
         settings = RegistrySettings.from_environment()
     except SettingsError as error:
@@ -98,6 +100,7 @@ async def _upkeep(work: Coroutine[Any, Any, int]) -> int:
 
 _COMMANDS: dict[str, Callable[[RegistrySettings, argparse.Namespace], Coroutine[Any, Any, int]]] = {
     "create-token": _create_token,
+    "audit-verify": audit_commands.verify,
     "gc": _gc,
     "scrub": _scrub,
 }

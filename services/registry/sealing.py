@@ -10,7 +10,7 @@ import asyncio
 
 from libs.common.audit import RecordedEvent
 from libs.common.completion import in_thread
-from libs.common.database import Pool
+from libs.common.database import Connection, Pool
 from services.registry.canonical import hash_of_event
 from services.registry.merkle import Frontier, Span, Subtree, whole_subtrees
 from services.registry.store import trail
@@ -23,15 +23,17 @@ async def seal(pool: Pool) -> int:
     """Give every committed event its place; how many there were. Where another registry is at it, none."""
     sealed = 0
     while True:
-        batch = await _seal_batch(pool)
+        async with pool.acquire() as connection:
+            batch = await seal_batch(connection)
         sealed += batch
         if batch < _BATCH:
             return sealed
         await asyncio.sleep(0)
 
 
-async def _seal_batch(pool: Pool) -> int:
-    async with pool.acquire() as connection, connection.transaction():
+async def seal_batch(connection: Connection) -> int:
+    """Give up to a thousand committed events their places; how many there were."""
+    async with connection.transaction():
         if not await trail.try_to_be_sealer(connection):
             return 0
         # A new statement sees what the sealer before committed.

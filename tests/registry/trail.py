@@ -16,6 +16,7 @@ from services.registry.sealing import seal
 from tests.backend import Backend
 
 ORIGIN = "stowage/test"
+TABLES = ("events", "leaves", "subtrees", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,13 @@ class Trail:
 @contextlib.asynccontextmanager
 async def owner(backend: Backend) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     """A connection of the database's owner while no trigger fires."""
-    tables = ("events", "leaves", "subtrees", "checkpoints")
     connection = await asyncpg.connect(backend.database_url)
     try:
         async with connection.transaction():
-            for table in tables:
+            for table in TABLES:
                 await connection.execute(f"ALTER TABLE audit.{table} DISABLE TRIGGER USER")
             yield connection
-            for table in tables:
+            for table in TABLES:
                 await connection.execute(f"ALTER TABLE audit.{table} ENABLE TRIGGER USER")
     finally:
         await connection.close()

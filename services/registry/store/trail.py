@@ -94,6 +94,8 @@ _INSERT_CHECKPOINT = """
     ON CONFLICT (tree_size) DO NOTHING
 """
 
+_COUNT_UNSEALED = "SELECT count(*) FROM audit.unsealed"
+
 _NOW = "SELECT clock_timestamp()"
 
 
@@ -182,6 +184,12 @@ async def first_stray(connection: Connection) -> int | None:
     """The lowest id of an event that neither has a place in the tree nor waits for one."""
     identifier: int | None = await connection.fetchval(_STRAY)
     return identifier
+
+
+async def count_unsealed(connection: Connection) -> int:
+    """How many events wait for a place in the tree."""
+    count: int = await connection.fetchval(_COUNT_UNSEALED)
+    return count
 
 
 async def try_to_be_sealer(connection: Connection) -> bool:
