@@ -122,6 +122,17 @@ class RegistryClient(ServiceClient):
         path = f"/job-bundles/{quote(slug, safe='')}/versions/{quote(version, safe='')}/rollback"
         return await self.send("POST", path, request, models.Version)
 
+    async def diff(
+        self, slug: str, before: str, after: str, *, text: bool = False, cursor: str | None = None, limit: int = 50
+    ) -> models.ArtifactDiff:
+        """A page of what differs between `latest`, versions, revisions (`1.0.0@r2`) or digests of a bundle."""
+        parameters: dict[str, str | int] = {"from": before, "to": after, "limit": limit}
+        if text:
+            parameters["text"] = "true"
+        if cursor is not None:
+            parameters["cursor"] = cursor
+        return await self.get(f"/job-bundles/{quote(slug, safe='')}/diff", models.ArtifactDiff, **parameters)
+
     async def resolve(self, slug: str, reference: str) -> models.Resolution:
         """What `latest`, a version or a digest of a bundle means right now."""
         return await self.get(f"/job-bundles/{quote(slug, safe='')}/resolve", models.Resolution, reference=reference)

@@ -14,6 +14,7 @@ from libs.common.objects import ObjectStore
 from libs.common.web import METRICS, CleanupContext
 from services.registry import upkeep
 from services.registry.checkpoints import Checkpoints, seal_regularly
+from services.registry.diff import Differ, TextBounds
 from services.registry.notes import Signer
 from services.registry.publication import Publisher
 from services.registry.rollback import Restorer
@@ -25,6 +26,7 @@ SETTINGS = web.AppKey("settings", RegistrySettings)
 POOL: web.AppKey[Pool] = web.AppKey("pool")
 OBJECTS = web.AppKey("objects", ObjectStore)
 PUBLISHER = web.AppKey("publisher", Publisher)
+DIFFER = web.AppKey("differ", Differ)
 RESTORER = web.AppKey("restorer", Restorer)
 CHECKPOINTS = web.AppKey("checkpoints", Checkpoints)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
@@ -71,6 +73,14 @@ async def publisher(app: web.Application) -> AsyncIterator[None]:
     yield
 
 
+async def differ(app: web.Application) -> AsyncIterator[None]:
+    """Comparisons of artifacts."""
+    settings = app[SETTINGS]
+    bounds = TextBounds(file_bytes=settings.diff_file_bytes, answer_bytes=settings.diff_answer_bytes)
+    app[DIFFER] = Differ(app[POOL], app[OBJECTS], bounds)
+    yield
+
+
 async def housekeeping(app: web.Application) -> AsyncIterator[None]:
     """The sweep of stale uploads, and what one registry does at a time."""
     settings = app[SETTINGS]
@@ -108,5 +118,5 @@ async def sealing(app: web.Application) -> AsyncIterator[None]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-CONTEXTS: tuple[CleanupContext, ...] = (database, token_use, bucket, publisher, housekeeping, sealing)
+CONTEXTS: tuple[CleanupContext, ...] = (database, token_use, bucket, publisher, differ, housekeeping, sealing)
 """In the order in which they are opened."""

@@ -28,6 +28,8 @@ class RegistrySettings(ServiceSettings):
     allowed_platforms: str = Field(
         "linux", description="Platforms that bundles may be published for: patterns with commas between, or any."
     )
+    diff_file_bytes: int = Field(_MIB // 4, ge=0, le=16 * _MIB, description="Largest text file compared by lines.")
+    diff_answer_bytes: int = Field(4 * _MIB, ge=0, le=64 * _MIB, description="Text files compared in one answer.")
     body_idle_seconds: float = Field(60.0, gt=0, description="How long a publisher may send nothing.")
     token_cache_seconds: float = Field(1.0, ge=0, le=2, description="How long a revoked token may still work.")
     token_use_interval_seconds: float = Field(60.0, gt=0, description="How often the last use of tokens is noted.")

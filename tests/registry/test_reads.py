@@ -224,7 +224,7 @@ async def test_every_route_but_health_needs_a_token_and_its_scope(registry: Runn
     routes = [
         ("PUT", VERSION), ("POST", "/job-bundles"), ("GET", "/job-bundles"), ("GET", "/job-bundles/hello"),
         ("GET", "/job-bundles/hello/versions"), ("GET", VERSION), ("PATCH", VERSION), ("GET", f"{VERSION}/revisions"),
-        ("POST", f"{VERSION}/rollback"),
+        ("POST", f"{VERSION}/rollback"), ("GET", "/job-bundles/hello/diff"),
         ("GET", f"{VERSION}/files"), ("GET", f"{VERSION}/download"), ("HEAD", f"{VERSION}/download"),
         ("GET", f"/artifacts/sha256:{'0' * 64}"), ("GET", "/job-bundles/hello/resolve"), ("GET", "/jobs"),
         ("GET", "/jobs/x"), ("PUT", "/jobs/x"), ("GET", "/workflows"), ("GET", "/workflows/x"), ("PUT", "/workflows/x"),

@@ -1,14 +1,16 @@
-"""Going back to what a version was."""
+"""What became of versions: what differs, and going back."""
 
 from aiohttp import web
+from pydantic import Field
 
 from libs.common import models
 from libs.common.api import Answer, operation
 from libs.common.auth import Scope
 from libs.common.errors import InvalidRequest
 from libs.common.identifiers import check_digest, check_slug, check_version
+from libs.common.paging import PageQuery
 from libs.common.web import PRINCIPAL, json_response, origin_of
-from services.registry.resources import RESTORER
+from services.registry.resources import DIFFER, RESTORER
 from services.registry.rollback import Rollback
 from services.registry.verdict import Proposal
 
@@ -49,6 +51,40 @@ async def roll_back(request: web.Request, body: models.RollbackRequest) -> web.R
     return json_response(models.Version.model_validate(version))
 
 
+class DiffQuery(PageQuery):
+    """What is compared. A page with texts may be shorter than its limit."""
+
+    before: str = Field(alias="from", min_length=1, description="`latest`, a version, `version@rN`, or a digest.")
+    after: str = Field(alias="to", min_length=1, description="The same.")
+    text: bool = Field(default=False, description="Compare text files by lines, which reads both artifacts.")
+
+
+@operation(
+    Scope.BUNDLES_READ,
+    answers={200: models.ArtifactDiff},
+    errors=[
+        "bundle-not-found",
+        "version-not-found",
+        "revision-not-found",
+        "digest-not-found",
+        "invalid-cursor",
+        "version-quarantined",
+        "artifact-collected",
+        "artifact-quarantined",
+        "artifact-damaged",
+        "object-store-unavailable",
+    ],
+)
+async def diff(request: web.Request, query: DiffQuery) -> web.Response:
+    """Compare two artifacts that a bundle has or had.
+
+    Lists the members that have to be added, removed or changed to get from one to the other, by path.
+    """
+    slug = request.match_info["slug"]
+    found = await request.app[DIFFER].diff(slug, query.before, query.after, query.wanted(), text=query.text)
+    return json_response(found)
+
+
 def _target(body: models.RollbackRequest) -> int | str:
     match body.to_revision, body.to_digest:
         case int(revision), None:
@@ -61,4 +97,7 @@ def _target(body: models.RollbackRequest) -> int | str:
             )
 
 
-ROUTES = (web.post("/job-bundles/{slug}/versions/{version}/rollback", roll_back),)
+ROUTES = (
+    web.get("/job-bundles/{slug}/diff", diff),
+    web.post("/job-bundles/{slug}/versions/{version}/rollback", roll_back),
+)
