@@ -35,6 +35,7 @@ from services.runner.acceptance import Acceptance
 from services.runner.lifecycle import Leased, Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.queue_driver import ReconnectingDriver
+from services.runner.standing import Standing
 from services.runner.store import JOURNAL_GUARD, Ending, Timings
 from services.runner.turns import Backlog, Turns
 from tests.backend import Backend, Servers, fresh_backend, running_servers
@@ -126,7 +127,8 @@ async def _side(backend: Backend, registry: RunningRegistry, *, queued: int, end
     async with open_pool(backend.database_url, size=4, application_name="benchmark") as pool:
         turns = Turns(pool)
         backlog = Backlog(pool, max_queued_runs=100_000)
-        acceptance = Acceptance(pool, registry.client, turns, backlog, max_parameters_bytes=10_000)
+        standing = Standing(registry.client, seconds=5)
+        acceptance = Acceptance(pool, registry.client, standing, turns, backlog, max_parameters_bytes=10_000)
         journal = Journal(pool, "runner", Notifications(backend.database_url, "runner_journal"), guard=JOURNAL_GUARD)
         lifecycle = Lifecycle(
             pool, journal, turns, lambda _state: None, runner="benchmark", max_parameters_bytes=10_000

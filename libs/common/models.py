@@ -502,7 +502,8 @@ class JobDefinition(Request):
     """A runnable definition: a bundle reference and defaults.
 
     Of its runs with the same `concurrencyKey`, in which `{{ parameters.name }}` stands for the run's own, one goes at a
-    time. Runs of higher `priority` come first. `secrets` are names; the runner has the values.
+    time. Runs of higher `priority` come first. `secrets` are names; the runner has the values. With `allowYanked`
+    runs may be of a version that was yanked.
     """
 
     bundle: str = Field(description="slug@version, slug@latest or slug@sha256:…")
@@ -514,6 +515,7 @@ class JobDefinition(Request):
     queue: QueueLimits = Field(default_factory=QueueLimits)
     priority: Priority = 0
     concurrency_key: ConcurrencyKey | None = None
+    allow_yanked: bool = False
 
 
 class Job(Resource):
@@ -671,7 +673,8 @@ class RunState(StrEnum):
 class RunRequest(Request):
     """Run a bundle (`slug@1.2.0`, `slug@latest`, `slug@sha256:…`) or a job by its slug: exactly one of the two.
 
-    `priority` and `concurrencyKey` go over those of the job; the key is taken as it is.
+    `priority` and `concurrencyKey` go over those of the job; the key is taken as it is. `allowYanked` accepts a version
+    that was yanked.
     """
 
     bundle: str | None = None
@@ -681,6 +684,7 @@ class RunRequest(Request):
     timeout_seconds: float | None = Field(None, gt=0, le=86_400)
     priority: Priority | None = None
     concurrency_key: ConcurrencyKey | None = None
+    allow_yanked: bool = False
 
 
 class Timings(Resource):

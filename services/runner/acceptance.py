@@ -19,6 +19,7 @@ from libs.common.identifiers import new_id
 from libs.common.models import InputSource, JobDefinition, Limits, Resolution, RunRequest
 from libs.common.queue import enqueue_run
 from services.runner.references import find_job, resolve_bundle
+from services.runner.standing import Standing
 from services.runner.store import (
     IDEMPOTENCY_KEY_INDEX,
     NewRun,
@@ -102,10 +103,18 @@ class Acceptance:
     """Takes requests for runs."""
 
     def __init__(
-        self, pool: Pool, registry: RegistryClient, turns: Turns, backlog: Backlog, *, max_parameters_bytes: int
+        self,
+        pool: Pool,
+        registry: RegistryClient,
+        standing: Standing,
+        turns: Turns,
+        backlog: Backlog,
+        *,
+        max_parameters_bytes: int,
     ) -> None:
         self._pool = pool
         self._registry = registry
+        self._standing = standing
         self._turns = turns
         self._backlog = backlog
         self._max_parameters_bytes = max_parameters_bytes
@@ -192,7 +201,8 @@ class Acceptance:
             changes["priority"] = request.priority
         if request.timeout_seconds is not None:
             changes["limits"] = definition.limits.model_copy(update={"timeout_seconds": request.timeout_seconds})
-        resolution = await resolve_bundle(self._registry, reference)
+        allow_yanked = request.allow_yanked or definition.allow_yanked
+        resolution = await resolve_bundle(self._standing, reference, allow_yanked=allow_yanked)
         return Template(resolution, request.job, definition.model_copy(update=changes))
 
 

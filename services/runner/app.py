@@ -36,6 +36,7 @@ from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
 from services.runner.scratch import Scratch
 from services.runner.secrets import DirectorySecrets, EnvironmentSecrets, SecretProvider
 from services.runner.settings import RunnerSettings
+from services.runner.standing import Standing
 from services.runner.store import JOURNAL_GUARD, RUNS_CHANNEL
 from services.runner.turns import Backlog, Turns
 from services.runner.uploads import Uploads
@@ -98,6 +99,7 @@ class _Parts:
                 RegistryClient(settings.registry_url, settings.service_token.get_secret_value())
             )
             self._introspection = CachedIntrospection(registry)
+            standing = Standing(registry, seconds=settings.quarantine_seconds)
             pool = self._pool = await stack.enter_async_context(
                 open_pool(
                     url,
@@ -132,7 +134,8 @@ class _Parts:
             cells = await self._cells(runtimes, scratch, threads)
             await stack.enter_async_context(cells.warmed())
             memory = MemoryBudget(settings.total_memory_bytes or settings.concurrency * settings.memory_bytes)
-            workshop = Workshop(settings, pool, objects, cells, memory, runtimes, threads, _secret_providers(settings))
+            secrets = _secret_providers(settings)
+            workshop = Workshop(settings, pool, objects, cells, memory, runtimes, threads, secrets, standing)
             execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
@@ -140,12 +143,14 @@ class _Parts:
                 self.stopping,
             )
             limit = settings.max_parameters_bytes
-            application[routes.ACCEPTANCE] = Acceptance(pool, registry, turns, backlog, max_parameters_bytes=limit)
+            application[routes.ACCEPTANCE] = Acceptance(
+                pool, registry, standing, turns, backlog, max_parameters_bytes=limit
+            )
             application[routes.CATALOGUE] = Catalogue(pool, objects)
             application[routes.LIFECYCLE] = lifecycle
             application[routes.LOGS] = logs
             application[workflow_routes.WORKFLOW_ACCEPTANCE] = WorkflowAcceptance(
-                pool, registry, turns, backlog, max_parameters_bytes=limit
+                pool, registry, standing, turns, backlog, max_parameters_bytes=limit
             )
             await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))

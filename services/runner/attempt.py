@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from libs.common.database import Pool
+from libs.common.errors import Unavailable
 from libs.common.journal import JournalWriter
 from libs.common.manifest import Manifest
 from libs.common.models import Artifact, InputSource, Limits, Output, RunState
@@ -31,6 +32,7 @@ from services.runner.sandbox.layers import Confinement
 from services.runner.scratch import RunDirectory
 from services.runner.secrets import SecretProvider, resolve
 from services.runner.settings import RunnerSettings
+from services.runner.standing import Standing
 from services.runner.store import Assignment, Timings
 from services.runner.supervision import Patience, Voice, supervise
 from services.runner.uploads import Uploads
@@ -54,6 +56,7 @@ class Workshop:
     runtimes: Runtimes
     threads: Executor
     secrets: Sequence[SecretProvider]
+    standing: Standing
 
     async def in_thread(self, work: Callable[..., Value], *arguments: Any) -> Value:
         """Do what blocks in a thread that no request waits for."""
@@ -131,6 +134,7 @@ class Attempt:
         secrets = await resolve(self._assignment.secrets, self._workshop.secrets)
         self._mask = Mask(secrets.values())
         voice = Voice(self._log, self._mask)
+        await self._require_released()
         inputs = await self._fetch(directory)
         entry = directory.bundle / manifest.entry
         if not entry.is_file():
@@ -177,6 +181,14 @@ class Attempt:
                 },
             },
         }
+
+    async def _require_released(self) -> None:
+        run = self._assignment
+        try:
+            await self._workshop.standing.require_released(run.slug, run.digest)
+        except Unavailable as error:  # what was accepted does not depend on the registry
+            message = f"the registry did not say whether {run.slug}@{run.version} is quarantined: {error.message}"
+            self._log.write("system", message, level="warning")
 
     async def _fetch(self, directory: RunDirectory) -> list[str]:
         """Bring in bundle and inputs; the names of the inputs. When this returns, all of it was verified."""

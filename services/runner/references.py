@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from libs.common.client import RegistryClient, ServiceError
-from libs.common.errors import Conflict, InvalidRequest, NotFound, StowageError, Unavailable, Unprocessable
+from libs.common.errors import InvalidRequest, NotFound, StowageError, Unavailable, Unprocessable
 from libs.common.identifiers import check_digest, check_slug, check_version
-from libs.common.models import Job, Resolution, VersionStatus, Workflow
+from libs.common.models import Job, Resolution, Workflow
+from services.runner.standing import Standing, refuse_new_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,14 @@ class BundleReference:
         return self.wanted.startswith("sha256:")
 
 
-async def resolve_bundle(registry: RegistryClient, text: str) -> Resolution:
-    """What a reference means right now. Refuses a deprecated version, unless the reference is a digest."""
+async def resolve_bundle(standing: Standing, text: str, *, allow_yanked: bool) -> Resolution:
+    """What a reference means right now; Conflict where a new run may not be of that."""
     reference = BundleReference.parse(text)
     async with _registry_errors_as(Unprocessable):
-        resolution = await registry.resolve(reference.slug, reference.wanted)
-    if resolution.status is VersionStatus.DEPRECATED and not reference.pinned:
-        raise Conflict(
-            f"{resolution.slug}@{resolution.version} is deprecated; new runs of it are refused. Choose another "
-            f"version, or name its digest if it must be this one: {resolution.slug}@{resolution.artifact.digest}.",
-            kind="version-deprecated",
-            digest=resolution.artifact.digest,
-        )
+        resolution = await standing.resolve(reference.slug, reference.wanted)
+    refusal = refuse_new_run(resolution, pinned=reference.pinned, allow_yanked=allow_yanked)
+    if refusal is not None:
+        raise refusal
     return resolution
 
 

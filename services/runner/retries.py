@@ -29,6 +29,7 @@ _PERMANENT = {
     "platform_mismatch",
     "runtime_unavailable",
     "secret_missing",
+    "version_quarantined",
 }
 """Refusals that are the same however often one asks."""
 

@@ -39,7 +39,14 @@ _LOG = Content(("text/plain",), "The log, as UTF-8.", "loading 24 partitions\ndo
 _FILE = Content(("*/*",), "The file, with the content type that its name suggests.")
 
 
-REFERENCE_ERRORS = ["not-found", "version-deprecated", "queue-full", "registry-unavailable"]
+REFERENCE_ERRORS = [
+    "not-found",
+    "version-deprecated",
+    "version-yanked",
+    "version-quarantined",
+    "queue-full",
+    "registry-unavailable",
+]
 """What may be wrong where something at the registry is to be run."""
 
 

@@ -42,6 +42,9 @@ class RunnerSettings(ServiceSettings):
     drain_seconds: float = Field(10.0, ge=0, description="How long runs may go on after SIGTERM.")
     scratch_dir: Path | None = Field(None, description="Where runs live; by default tmpfs where there is room.")
     platform_check: bool = Field(default=True, description="Refuse bundles whose native files can't run here.")
+    quarantine_seconds: float = Field(
+        5.0, ge=0, le=3600, description="How late a runner may learn that a version was quarantined."
+    )
     secrets_dir: Path | None = Field(None, description="A directory with the secrets of jobs, one a file.")
     node: Path = Field(default_factory=_node, description="The Node.js that runs bundles for Node.js.")
     python: Path = Field(default_factory=_python, description="The Python that runs bundles for Python.")

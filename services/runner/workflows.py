@@ -16,6 +16,7 @@ from libs.common.models import JobDefinition, Resolution, StepDefinition, Workfl
 from services.runner.acceptance import check_input_name, check_parameters
 from services.runner.advance import advance
 from services.runner.references import find_job, find_workflow, resolve_bundle
+from services.runner.standing import Standing
 from services.runner.turns import Backlog, Turns
 from services.runner.workflow_store import (
     NewStep,
@@ -41,10 +42,18 @@ class WorkflowAcceptance:
     """Takes requests for workflow runs."""
 
     def __init__(
-        self, pool: Pool, registry: RegistryClient, turns: Turns, backlog: Backlog, *, max_parameters_bytes: int
+        self,
+        pool: Pool,
+        registry: RegistryClient,
+        standing: Standing,
+        turns: Turns,
+        backlog: Backlog,
+        *,
+        max_parameters_bytes: int,
     ) -> None:
         self._pool = pool
         self._registry = registry
+        self._standing = standing
         self._turns = turns
         self._backlog = backlog
         self._max_parameters_bytes = max_parameters_bytes
@@ -91,20 +100,21 @@ class WorkflowAcceptance:
             async with limit:
                 return (await find_job(self._registry, slug)).definition
 
-        async def resolution(reference: str) -> Resolution:
+        async def resolution(wanted: tuple[str, bool]) -> Resolution:
             async with limit:
-                return await resolve_bundle(self._registry, reference)
+                return await resolve_bundle(self._standing, wanted[0], allow_yanked=wanted[1])
 
         slugs = sorted({step.job for step in steps})
         jobs = dict(zip(slugs, await asyncio.gather(*map(job, slugs)), strict=True))
-        references = sorted({definition.bundle for definition in jobs.values()})
-        resolutions = dict(zip(references, await asyncio.gather(*map(resolution, references)), strict=True))
+        wanted = {slug: (definition.bundle, definition.allow_yanked) for slug, definition in jobs.items()}
+        distinct = sorted(set(wanted.values()))
+        resolutions = dict(zip(distinct, await asyncio.gather(*map(resolution, distinct)), strict=True))
         return [
             NewStep(
                 step.name,
                 step.model_dump(by_alias=True),
                 jobs[step.job].model_dump(by_alias=True),
-                resolutions[jobs[step.job].bundle].model_dump(mode="json", by_alias=True),
+                resolutions[wanted[step.job]].model_dump(mode="json", by_alias=True),
             )
             for step in steps
         ]

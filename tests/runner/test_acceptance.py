@@ -71,7 +71,8 @@ async def test_a_deprecated_version_runs_only_by_its_digest(registry: RunningReg
         assert refused.status in (409, 422), refused.body
     refused = await runner.request("POST", "/runs", json={"bundle": "worn@1.0.0"})
     assert refused.status == 409
-    assert "worn@1.0.0 is deprecated; new runs of it are refused" in refused.json["detail"]
+    assert "worn@1.0.0 was deprecated by “admin” at " in refused.json["detail"]
+    assert "New runs of it are refused" in refused.json["detail"]
     assert digest in refused.json["detail"]
     assert (await runner.run(f"worn@{digest}")).result == "old"
 
