@@ -55,17 +55,17 @@ async def require_available(connection: Connection, artifact: Artifact) -> None:
     )
 
 
-async def get_for_run(connection: Connection, digest: str) -> Artifact:
-    """The same, noting that it is used: from now on it is not collected for as long as the retention says.
+async def require_for_run(connection: Connection, found: Artifact) -> Artifact:
+    """The same for a run, which is noted: from now on it is not collected for as long as the retention says.
 
     The use is in the database when this returns, so that nobody collects what a run was just promised. That is written
     once an hour for each artifact, and read at no extra cost.
     """
-    found = await get_available(connection, digest)
+    await require_available(connection, found)
     if found.gc_marked_at is None and found.used_lately:
         return found
-    if not await artifacts.note_uses(connection, [digest]):
-        return await get_available(connection, digest)  # somebody else has noted it, or claimed it
+    if not await artifacts.note_uses(connection, [found.digest]):
+        return await get_available(connection, found.digest)  # somebody else has noted it, or claimed it
     return found
 
 

@@ -1,32 +1,18 @@
 """What is published: bundles, versions, revisions, files, and what a reference means right now."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 
 from libs.common.database import Connection, Pool
 from libs.common.errors import NotFound
 from libs.common.identifiers import check_digest, check_slug, check_version
-from services.registry.availability import get_available, get_for_run
-from services.registry.store import artifacts, bundles, versions
+from services.registry.availability import get_available, require_for_run
+from services.registry.store import artifacts, bundles, resolutions, versions
 from services.registry.store.artifacts import Artifact, File
 from services.registry.store.bundles import Bundle
-from services.registry.store.versions import Revision, RevisionName, Version
+from services.registry.store.resolutions import Resolution
+from services.registry.store.versions import Revision, Version
 
 LATEST = "latest"
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What a reference means right now."""
-
-    slug: str
-    version: str
-    revision: int
-    status: str
-    status_reason: str | None
-    status_by: str | None
-    status_at: datetime | None
-    artifact: Artifact
 
 
 async def get_bundle(pool: Pool, slug: str) -> Bundle:
@@ -81,39 +67,32 @@ async def get_artifact(pool: Pool, digest: str, readable: list[str] | None = Non
         return await get_available(connection, check_digest(digest))
 
 
-async def resolve(pool: Pool, slug: str, reference: str) -> Resolved:
+async def resolve(pool: Pool, slug: str, reference: str) -> Resolution:
     """What `latest`, a version or a digest of this bundle means.
 
     A digest stands for the newest revision that is or was this artifact, whatever replaced it since. Versions that are
     no longer offered are resolved as well: whether to run them is the runner's to say. Gone where the artifact was
     collected, Conflict where it is quarantined; else it counts as used from now on.
     """
+    check_slug(slug)
     async with pool.acquire() as connection:
         if reference.startswith("sha256:"):
-            digest = check_digest(reference)
-            named = await versions.find_revision_by_digest(connection, check_slug(slug), digest)
-            if named is None:
-                raise NotFound(
-                    f"no revision of {slug} is or was {digest}. GET /job-bundles/{slug}/versions lists what there is.",
-                    kind="digest-not-found",
-                )
-            artifact = await get_for_run(connection, digest)
-            return _resolved(slug, named, artifact)
-        found = await find_version(connection, slug, reference)
-        artifact = await get_for_run(connection, found.digest)
-        return _resolved(slug, found, artifact)
+            found = await resolutions.by_digest(connection, slug, check_digest(reference))
+        elif reference == LATEST:
+            found = await resolutions.latest(connection, slug)
+        else:
+            found = await resolutions.by_version(connection, slug, check_version(reference))
+        if found is None:
+            raise await _unresolved(connection, slug, reference)
+        return replace(found, artifact=await require_for_run(connection, found.artifact))
 
 
-def _resolved(slug: str, named: Version | RevisionName, artifact: Artifact) -> Resolved:
-    return Resolved(
-        slug,
-        named.version,
-        named.revision,
-        named.status,
-        named.status_reason,
-        named.status_by,
-        named.status_at,
-        artifact,
+async def _unresolved(connection: Connection, slug: str, reference: str) -> NotFound:
+    if not reference.startswith("sha256:"):
+        return await _no_version(connection, slug, reference)
+    return NotFound(
+        f"no revision of {slug} is or was {reference}. GET /job-bundles/{slug}/versions lists what there is.",
+        kind="digest-not-found",
     )
 
 
@@ -132,17 +111,21 @@ async def find_version(connection: Connection, slug: str, version: str) -> Versi
         found = await versions.find_latest(connection, slug)
     else:
         found = await versions.find(connection, slug, check_version(version))
-    if found is not None:
-        return found
+    if found is None:
+        raise await _no_version(connection, slug, version)
+    return found
+
+
+async def _no_version(connection: Connection, slug: str, version: str) -> NotFound:
     if await bundles.get(connection, slug) is None:
-        raise _no_bundle(slug)
+        return _no_bundle(slug)
     if version == LATEST:
-        raise NotFound(
+        return NotFound(
             f"{slug} has no version that is offered: all are deprecated, yanked or quarantined. Publish a version, or "
             "name one.",
             kind="version-not-found",
         )
-    raise NotFound(
+    return NotFound(
         f"{slug} has no version {version}. GET /job-bundles/{slug}/versions lists what there is.",
         kind="version-not-found",
     )

@@ -11,13 +11,14 @@ import asyncpg
 from libs.common.database import Connection, session_lock
 from services.registry.store.bundles import like
 
-_GET = """
-    SELECT digest, content_digest, size, unpacked_size, file_count, compression, object_key, manifest, platforms,
-           native, created_at, gc_marked_at, gc_claimed_at, collected_at, collection_policy, damaged_at, damage,
-           coalesce(last_used_at > now() - interval '1 hour', false) AS used_lately
-    FROM registry.artifacts
-    WHERE digest = $1
+COLUMNS = """
+    a.digest, a.content_digest, a.size, a.unpacked_size, a.file_count, a.compression, a.object_key, a.manifest,
+    a.platforms, a.native, a.created_at, a.gc_marked_at, a.gc_claimed_at, a.collected_at, a.collection_policy,
+    a.damaged_at, a.damage, coalesce(a.last_used_at > now() - interval '1 hour', false) AS used_lately
 """
+"""What an Artifact is made of, from `registry.artifacts a`."""
+
+_GET = f"SELECT {COLUMNS} FROM registry.artifacts a WHERE a.digest = $1"  # noqa: S608  # a constant of ours
 
 _EXISTS = "SELECT EXISTS (SELECT FROM registry.artifacts WHERE digest = $1)"
 

@@ -35,18 +35,21 @@ _COLUMNS = """
 _FIND = f"{_COLUMNS} WHERE b.slug = $1 AND v.version = $2"
 
 # The bundle's id as a value of its own, not by the join: only then are the indexes read in order, and no further.
-_OF_BUNDLE = "v.bundle_id = (SELECT id FROM registry.bundles WHERE slug = $1)"
+OF_BUNDLE = "v.bundle_id = (SELECT id FROM registry.bundles WHERE slug = $1)"
+
+NEWEST_FIRST = "v.prerelease, v.sort_key DESC"
+"""The order of versions that are offered: releases before pre-releases, each by precedence."""
 
 _LATEST = f"""
     {_COLUMNS}
-    WHERE {_OF_BUNDLE} AND v.status = 'active'
-    ORDER BY v.prerelease, v.sort_key DESC
+    WHERE {OF_BUNDLE} AND v.status = 'active'
+    ORDER BY {NEWEST_FIRST}
     LIMIT 1
 """
 
 _LIST = f"""
     {_COLUMNS}
-    WHERE {_OF_BUNDLE} AND ($2::text IS NULL OR v.sort_key < $2 COLLATE "C")
+    WHERE {OF_BUNDLE} AND ($2::text IS NULL OR v.sort_key < $2 COLLATE "C")
     ORDER BY v.sort_key DESC
     LIMIT $3
 """
@@ -102,17 +105,6 @@ _FIND_NEWEST_REVISION = f"""
     {_REVISIONS}
     WHERE r.version_id = $1 AND r.digest = $2
     ORDER BY r.revision DESC
-    LIMIT 1
-"""
-
-# Were the same bytes in several versions, the strictest status would hold for them.
-_FIND_REVISION_BY_DIGEST = """
-    SELECT v.version, r.revision, v.status, v.status_reason, v.status_by, v.status_at
-    FROM registry.bundles b
-    JOIN registry.versions v ON v.bundle_id = b.id
-    JOIN registry.revisions r ON r.version_id = v.id
-    WHERE b.slug = $1 AND r.digest = $2
-    ORDER BY v.status = 'quarantined' DESC, v.status = 'yanked' DESC, r.published_at DESC, r.revision DESC
     LIMIT 1
 """
 
@@ -182,18 +174,6 @@ class Revision(NewRevision):
     platforms: list[str]
     published_at: datetime
     origin: str
-
-
-@dataclass(frozen=True, slots=True)
-class RevisionName:
-    """Which revision of which version, and whether that version is offered."""
-
-    version: str
-    revision: int
-    status: str
-    status_reason: str | None
-    status_by: str | None
-    status_at: datetime | None
 
 
 async def lock(connection: Connection, slug: str, version: str) -> None:
@@ -277,9 +257,3 @@ async def find_newest_revision(connection: Connection, version_id: int, digest: 
     """The newest revision of a version that is or was this artifact."""
     row = await connection.fetchrow(_FIND_NEWEST_REVISION, version_id, digest)
     return Revision(**dict(row)) if row else None
-
-
-async def find_revision_by_digest(connection: Connection, slug: str, digest: str) -> RevisionName | None:
-    """The newest revision of a bundle that is or was this artifact."""
-    row = await connection.fetchrow(_FIND_REVISION_BY_DIGEST, slug, digest)
-    return RevisionName(**dict(row)) if row else None
