@@ -21,7 +21,7 @@ from services.registry.diff_contents import read_members
 from services.registry.diff_text import Effort, unified_diff
 from services.registry.difference import between
 from services.registry.standing import require_downloadable
-from services.registry.store import artifacts, differences, versions
+from services.registry.store import artifacts, differences, resolutions, versions
 from services.registry.store.artifacts import Artifact
 from services.registry.store.differences import Change, Member
 
@@ -110,13 +110,13 @@ class Differ:
 
     async def _side_by_digest(self, slug: str, digest: str) -> Side:
         async with self._pool.acquire() as connection:
-            named = await versions.find_revision_by_digest(connection, check_slug(slug), digest)
-            if named is None:
+            found = await resolutions.by_digest(connection, check_slug(slug), digest)
+            if found is None:
                 raise NotFound(
                     f"no revision of {slug} is or was {digest}. Only artifacts of one bundle are compared.",
                     kind="digest-not-found",
                 )
-            return Side(named.version, named.revision, await _artifact(connection, digest))
+        return Side(found.version, found.revision, found.artifact)
 
     def _with_room(self, changes: Sequence[Change]) -> list[Change]:
         """The first of these whose texts fit into one answer."""
