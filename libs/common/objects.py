@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
 from libs.common.errors import StowageError, Unavailable
-from libs.common.s3_clock import sign_by_server_clock
+from libs.common.s3_clock import ServerClock
+from libs.common.s3_requests import ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, ObjectRequests
 from libs.common.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ PART_BYTES = 8 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
 _ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
 _PRESENT = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
+_METADATA = "x-amz-meta-"
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
 
 
@@ -129,7 +132,10 @@ def _session() -> boto3.session.Session:
 
 
 class ObjectStore:
-    """One bucket of an S3 server."""
+    """One bucket of an S3 server.
+
+    What is one request for one object is sent by `ObjectRequests`; boto3 does what takes several, copies and presigns.
+    """
 
     def __init__(self, settings: ServiceSettings, *, connections: int = 32) -> None:
         self.bucket = settings.s3_bucket
@@ -143,18 +149,21 @@ class ObjectStore:
                 s3={"addressing_style": "path"},
                 signature_version="s3v4",
                 max_pool_connections=connections,
-                connect_timeout=3,
-                read_timeout=30,
-                retries={"mode": "standard", "total_max_attempts": 3},
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
         )
-        sign_by_server_clock(self._client)
+        clock = ServerClock()
+        clock.sign_requests_of(self._client)
+        self._requests = ObjectRequests(settings, clock, connections=connections)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+        self._requests.close()
 
     def check(self) -> None:
         """Raise ObjectStoreUnavailable unless the bucket can be reached with our credentials."""
@@ -165,34 +174,28 @@ class ObjectStore:
         """What is known of an object, or None where there is none."""
         try:
             with _translated("look at", key):
-                answer = self._client.head_object(Bucket=self.bucket, Key=key)
+                found = self._requests.send("HEAD", key).headers
         except ObjectMissing:
             return None
-        return ObjectInfo(key, answer["ContentLength"], answer.get("ContentType", ""), answer.get("Metadata", {}))
+        metadata = {
+            name.lower().removeprefix(_METADATA): value
+            for name, value in found.items()
+            if name.lower().startswith(_METADATA)
+        }
+        return ObjectInfo(key, int(found["Content-Length"]), found.get("Content-Type", ""), metadata)
 
     def put(self, key: str, data: bytes, *, content_type: str, metadata: Mapping[str, str] | None = None) -> None:
         """Write a small object in one request; the server verifies its SHA-256."""
+        headers = {"Content-Type": content_type, "x-amz-checksum-sha256": _checksum(data)}
+        headers |= {f"{_METADATA}{name}": value for name, value in (metadata or {}).items()}
         with _translated("write", key):
-            self._client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=data,
-                ContentType=content_type,
-                Metadata=dict(metadata or {}),
-                ChecksumSHA256=_checksum(data),
-            )
+            self._requests.send("PUT", key, headers=headers, body=data)
 
     def put_once(self, key: str, data: bytes, *, content_type: str) -> None:
         """Write a small object that is not there yet; raises ObjectExists, as far as the server knows conditions."""
+        headers = {"Content-Type": content_type, "x-amz-checksum-sha256": _checksum(data), "If-None-Match": "*"}
         with _translated("write", key):
-            self._client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=data,
-                ContentType=content_type,
-                ChecksumSHA256=_checksum(data),
-                IfNoneMatch="*",
-            )
+            self._requests.send("PUT", key, headers=headers, body=data)
 
     def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> "Upload":
         """Begin to write an object in parts. Nothing is visible before `Upload.complete`."""
@@ -212,18 +215,16 @@ class ObjectStore:
 
     def read(self, key: str, *, start: int = 0) -> "ObjectBody":
         """Open an object for reading from byte `start` on; raises ObjectMissing. Close it, or use it as a context."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
         with _translated("read", key):
-            answer = (
-                self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-")
-                if start
-                else self._client.get_object(Bucket=self.bucket, Key=key)
-            )
-        return ObjectBody(key, answer["ContentLength"], answer.get("ContentType", ""), answer["Body"])
+            answer = self._requests.send("GET", key, headers=headers, stream=True)
+        size = int(answer.headers["Content-Length"])
+        return ObjectBody(key, size, answer.headers.get("Content-Type", ""), StreamingBody(answer.raw, size))
 
     def delete(self, key: str) -> None:
         """Delete an object; deleting what is not there is no error."""
         with _translated("delete", key):
-            self._client.delete_object(Bucket=self.bucket, Key=key)
+            self._requests.send("DELETE", key)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Every key that begins with `prefix`, in order."""
@@ -276,7 +277,7 @@ class ObjectBody:
     Raises ObjectStoreUnavailable when the connection breaks before `size` bytes came.
     """
 
-    def __init__(self, key: str, size: int, content_type: str, body: object) -> None:
+    def __init__(self, key: str, size: int, content_type: str, body: StreamingBody) -> None:
         self.key = key
         self.size = size
         self.content_type = content_type
@@ -284,12 +285,12 @@ class ObjectBody:
 
     def __iter__(self) -> Iterator[bytes]:
         with _translated("read", self.key):
-            while chunk := self._body.read(_READ_BYTES):  # type: ignore[attr-defined]
+            while chunk := self._body.read(_READ_BYTES):
                 yield chunk
 
     def close(self) -> None:
         """Give the connection up."""
-        self._body.close()  # type: ignore[attr-defined]
+        self._body.close()
 
     def __enter__(self) -> Self:
         return self

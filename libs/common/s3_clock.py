@@ -4,12 +4,15 @@ S3 refuses what was signed more than a quarter of an hour before or after its ow
 somebody has set it, or where a virtual machine goes on that was suspended. Each answer says what the time is.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -20,36 +23,47 @@ _SIGNATURE = "s3v4-server-clock"
 _OFFSET = "stowage_clock_offset"
 
 
-def sign_by_server_clock(client: "S3Client") -> None:
-    """Let `client` learn the server's time when it is refused for its own, and try again at once with that."""
-    clock = _ServerClock()
-    client.meta.events.register("choose-signer.s3", _choose_signature)  # type: ignore[arg-type]  # what it returns counts
-    client.meta.events.register("before-sign.s3", clock.tell)
-    client.meta.events.register_first("needs-retry.s3", clock.learn)  # type: ignore[arg-type]  # the same
-
-
-class _ServerClock:
+class ServerClock:
     """How far the server's clock is ahead of the machine's."""
 
     def __init__(self) -> None:
         self._ahead = timedelta()
 
-    def tell(self, request: Any, **_more: Any) -> None:
-        """Note in a request by how much its time is to be corrected."""
+    def sign(self, signer: S3SigV4Auth, request: AWSRequest) -> None:
+        """Sign a request with what `signer` returned."""
+        request.context[_OFFSET] = self._ahead
+        signer.add_auth(request)
+
+    def learn(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether an answer refused a request for its time: it is to be tried again at once, with the server's."""
+        if status != HTTPStatus.FORBIDDEN or "date" not in headers:
+            return False
+        ahead = parsedate_to_datetime(headers["date"]) - datetime.now(UTC)
+        if abs(ahead - self._ahead) < _TOLERANCE:
+            return False
+        self._ahead = ahead
+        return True
+
+    def sign_requests_of(self, client: "S3Client") -> None:
+        """Let `client` sign by the server's clock, and try again at once what was refused for the machine's."""
+        client.meta.events.register("choose-signer.s3", _choose_signature)  # type: ignore[arg-type]  # what it returns counts
+        client.meta.events.register("before-sign.s3", self._tell)
+        client.meta.events.register_first("needs-retry.s3", self._retry)  # type: ignore[arg-type]  # the same
+
+    @staticmethod
+    def signer(credentials: Credentials, region: str) -> S3SigV4Auth:
+        """Signs requests one by one, with `sign`."""
+        return _ServerClockAuth(credentials, "s3", region)
+
+    def _tell(self, request: Any, **_more: Any) -> None:
         request.context[_OFFSET] = self._ahead
 
-    def learn(self, response: Any, attempts: int, **_more: Any) -> int | None:
+    def _retry(self, response: Any, attempts: int, **_more: Any) -> int | None:
         """After how many seconds to try again where the clock was to blame; None leaves it to others to decide."""
         if response is None or attempts >= _MAX_ATTEMPTS:
             return None
         answer, _ = response
-        if answer.status_code != HTTPStatus.FORBIDDEN or "date" not in answer.headers:
-            return None
-        ahead = parsedate_to_datetime(answer.headers["date"]) - datetime.now(UTC)
-        if abs(ahead - self._ahead) < _TOLERANCE:
-            return None
-        self._ahead = ahead
-        return 0
+        return 0 if self.learn(answer.status_code, answer.headers) else None
 
 
 class _ServerClockAuth(S3SigV4Auth):
