@@ -23,6 +23,7 @@ _POLL_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
 _PAGE_LINES = 250  # a page is worked on in one go, and nobody else is meanwhile
 _MAX_LINE_CHARACTERS = 16 * 1024
+_KEPT_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ class JournalWriter:
         self._bytes = 0
         self._dropped = 0
         self._pending: list[LogEntry] = []
+        self._whole: list[LogEntry] | None = [] if last == 0 else None
         self._full = asyncio.Event()
         self._flushing = asyncio.Lock()
 
@@ -202,9 +204,19 @@ class JournalWriter:
     def _add(self, source: str, message: str, level: str, fields: dict[str, Any] | None) -> None:
         self._seq += 1
         at = self._begun_at + timedelta(seconds=time.monotonic() - self._begun)
-        self._pending.append(LogEntry(seq=self._seq, at=at, source=source, level=level, message=message, fields=fields))
+        entry = LogEntry(seq=self._seq, at=at, source=source, level=level, message=message, fields=fields)
+        self._pending.append(entry)
+        if self._whole is not None:
+            self._whole.append(entry)
+            if len(self._whole) > _PAGE_LINES or self._bytes > _KEPT_BYTES:
+                self._whole = None
         if len(self._pending) >= _FLUSH_LINES:
             self._full.set()
+
+    @property
+    def whole(self) -> list[LogEntry] | None:
+        """Every line of the stream, stored or not, where it was begun by this writer and is short; else None."""
+        return None if self._dropped else self._whole
 
     async def flush(self) -> None:
         """Store what was collected; also the count of what was dropped, as a line of its own.
@@ -224,7 +236,13 @@ class JournalWriter:
     def discard(self) -> None:
         """Forget what was not stored yet: the stream belongs to another writer now."""
         self._pending.clear()
+        self._whole = None
         self._dropped = 0
+
+    async def dismiss(self) -> None:
+        """Store nothing more, once a batch that is on its way is there: the bucket has the lines."""
+        async with self._flushing:
+            self.discard()
 
     async def flush_regularly(self) -> None:
         """Store at least every tenth of a second, for as long as the task runs."""

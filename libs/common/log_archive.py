@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from libs.common.errors import NotFound
-from libs.common.journal import Journal, render_lines
+from libs.common.journal import Journal, JournalWriter, render_lines
 from libs.common.objects import ObjectMissing, ObjectStore
 
 _CONTENT_TYPE = "text/plain; charset=utf-8"
@@ -40,8 +40,23 @@ class LogArchive:
         pages = [await asyncio.to_thread(render_lines, entries) async for entries in self._journal.pages(stream)]
         if not pages or (await find_state()).key is not None:  # moved while it was read: lines may be missing
             return False
-        await asyncio.to_thread(lambda: self._objects.put(key, b"".join(pages), content_type=_CONTENT_TYPE))
+        await self._write(key, b"".join(pages))
         return True
+
+    async def put_whole(self, key: str, writer: JournalWriter) -> bool:
+        """Write a short log to the bucket from the memory of its only writer; False where that has not all of it.
+
+        What the writer has not stored yet need not be any more. Raises ObjectStoreUnavailable.
+        """
+        entries = writer.whole
+        if not entries:
+            return False
+        await self._write(key, render_lines(entries))
+        await writer.dismiss()
+        return True
+
+    async def _write(self, key: str, text: bytes) -> None:
+        await asyncio.to_thread(self._objects.put, key, text, content_type=_CONTENT_TYPE)
 
     async def require(self, state: LogState) -> None:
         """Raise NotFound when the log was moved to the bucket and is gone from it, or ObjectStoreUnavailable."""

@@ -167,8 +167,7 @@ class Execution:
             f"{outcome.state.value}: {error.message}" if error else outcome.state.value,
             level="info" if outcome.state is RunState.SUCCEEDED else "error",
         )
-        await persistently(log.flush, what="log", run_id=run.id)
-        log_key = await persistently(lambda: self._logs.archive(run.id, run.lease), what="log", run_id=run.id)
+        log_key = await persistently(lambda: self._logs.archive_written(run, log), what="log", run_id=run.id)
         ending = Ending(
             outcome.state,
             outcome.result,

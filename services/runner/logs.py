@@ -6,12 +6,13 @@ from functools import partial
 from uuid import UUID
 
 from libs.common.database import Pool, session_lock
-from libs.common.journal import Journal
+from libs.common.journal import Journal, JournalWriter
 from libs.common.log import get_logger
 from libs.common.log_archive import LogArchive, LogState
 from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_prefix
 from services.runner import log_store, store
 from services.runner.lifecycle import no_such_run
+from services.runner.store import Assignment
 
 _SETTLED_SECONDS = 60.0
 _ARCHIVE_LOCK = "archive the logs of runs"
@@ -26,6 +27,19 @@ class RunLogs:
         self._journal = journal
         self._objects = objects
         self._archive = LogArchive(journal, objects)
+
+    async def archive_written(self, run: Assignment, log: JournalWriter) -> str | None:
+        """The same as `archive` for the holder of a lease, who has written the end of the log."""
+        key = _log_key(run.id, run.lease)
+        try:
+            if await self._archive.put_whole(key, log):
+                return key
+        except ObjectStoreUnavailable as error:
+            _log.warning("log_not_archived", run=run.id, error=error.message)
+            await log.flush()
+            return None
+        await log.flush()
+        return await self.archive(run.id, run.lease)
 
     async def archive(self, run_id: str, lease: UUID | None) -> str | None:
         """Put what the journal has into the bucket; the object's key, or None where that can't be done now.
