@@ -1,5 +1,6 @@
 """A leased run, seen through: from the lease to the one transaction that ends it."""
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from uuid import uuid4
@@ -51,6 +52,10 @@ class Execution:
 
     async def execute(self, run_id: str) -> float | None:
         """Take a run from the queue to its end; or the seconds after which it is to be leased again."""
+        async with self._watch.news(run_id) as news:
+            return await self._execute(run_id, news)
+
+    async def _execute(self, run_id: str, news: asyncio.Event) -> float | None:
         token = uuid4()
         leased = await persistently(lambda: self._lifecycle.lease(run_id, token), what="lease", run_id=run_id)
         if leased is None:
@@ -59,7 +64,7 @@ class Execution:
             return leased.seconds
         run = leased.assignment
         limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
-        async with self._watch.over(run_id, run.lease, self._stopping.leaving) as interrupts:
+        async with self._watch.over(run_id, run.lease, news, self._stopping.leaving) as interrupts:
             is_new = leased.verdict is Verdict.EXECUTE and run.attempts == 1
             new_at = run.leased_at if is_new else None
             writing, log = await persistently(

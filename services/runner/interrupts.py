@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from enum import Enum, auto
 from uuid import UUID
 
@@ -69,12 +70,18 @@ class Watch:
         self._notifications = notifications
         self._poll_seconds = poll_seconds
 
+    def news(self, run_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """An event that is set when the lease of a run, or the wish to cancel it, may have changed."""
+        return self._notifications.subscribed(run_id)
+
     @contextlib.asynccontextmanager
-    async def over(self, run_id: str, lease: UUID, stopping: asyncio.Event) -> AsyncIterator[Interrupts]:
-        """Interrupts for one attempt, for as long as the context is open."""
+    async def over(
+        self, run_id: str, lease: UUID, news: asyncio.Event, stopping: asyncio.Event
+    ) -> AsyncIterator[Interrupts]:
+        """Interrupts for one attempt, for as long as the context is open. `news` is from before the run was leased."""
         interrupts = Interrupts()
         tasks = [
-            asyncio.create_task(self._follow(run_id, lease, interrupts)),
+            asyncio.create_task(self._follow(run_id, lease, news, interrupts)),
             asyncio.create_task(_follow_stop(stopping, interrupts)),
         ]
         try:
@@ -84,25 +91,24 @@ class Watch:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, run_id: str, lease: UUID, interrupts: Interrupts) -> None:
-        async with self._notifications.subscribed(run_id) as changed:
-            while not interrupts.lost:
-                try:
-                    async with self._pool.acquire() as connection:
-                        status = await lease_status(connection, run_id)
-                except Exception as error:  # noqa: BLE001  # whatever it was, the next look decides
-                    # While PostgreSQL is away nobody can take the run over either; the next look decides.
-                    if not is_connection_lost(error):
-                        _log.exception("lease_not_watched", run=run_id)
-                else:
-                    if status.lease != lease:
-                        interrupts.set(Interrupt.LOSS)
-                    elif status.cancel_requested:
-                        interrupts.set(Interrupt.CANCEL)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_seconds):
-                        await changed.wait()
-                changed.clear()
+    async def _follow(self, run_id: str, lease: UUID, news: asyncio.Event, interrupts: Interrupts) -> None:
+        while not interrupts.lost:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_seconds):
+                    await news.wait()
+            news.clear()
+            try:
+                async with self._pool.acquire() as connection:
+                    status = await lease_status(connection, run_id)
+            except Exception as error:  # noqa: BLE001  # whatever it was, the next look decides
+                # While PostgreSQL is away nobody can take the run over either; the next look decides.
+                if not is_connection_lost(error):
+                    _log.exception("lease_not_watched", run=run_id)
+            else:
+                if status.lease != lease:
+                    interrupts.set(Interrupt.LOSS)
+                elif status.cancel_requested:
+                    interrupts.set(Interrupt.CANCEL)
 
 
 async def _follow_stop(stopping: asyncio.Event, interrupts: Interrupts) -> None:
