@@ -39,6 +39,7 @@ from services.runner.uploads import Uploads
 from services.runner.values import clean_text
 
 _PROGRESS_SECONDS = 0.25
+_SHOWN_AFTER_SECONDS = 0.05
 _SHOWN_PATHS = 5
 
 Value = TypeVar("Value")
@@ -194,9 +195,11 @@ class Attempt:
         """Bring in bundle and inputs; the names of the inputs. When this returns, all of it was verified."""
         workshop, flag = self._workshop, self._interrupts.flag
         sources = {name: InputSource.model_validate(value) for name, value in self._assignment.inputs.items()}
-        planned = await persistently(
-            lambda: plan_inputs(workshop.pool, sources), what="plan_inputs", run_id=self._assignment.id
-        )
+        planned = []
+        if sources:
+            planned = await persistently(
+                lambda: plan_inputs(workshop.pool, sources), what="plan_inputs", run_id=self._assignment.id
+            )
         arrival = self.arrival
         try:
             totals = await workshop.in_thread(
@@ -209,7 +212,8 @@ class Attempt:
             "system",
             f"verified and unpacked {totals.digest}: {totals.files} files, {totals.unpacked_bytes} bytes",
         )
-        await workshop.in_thread(fetch_inputs, workshop.objects, planned, directory.inputs, flag, arrival)
+        if planned:
+            await workshop.in_thread(fetch_inputs, workshop.objects, planned, directory.inputs, flag, arrival)
         return [item.name for item in planned]
 
     async def _supervise(self, cell: Cell, voice: Voice, start: dict[str, Any]) -> Outcome:
@@ -235,6 +239,7 @@ class Attempt:
         run = self._assignment
         await voice.has_started.wait()
         self._note(start_ms=_since(begun, voice.started_at))
+        await asyncio.sleep(_SHOWN_AFTER_SECONDS)  # many handlers have returned before anybody could look
         async with best_effort("mark_running", run.id), self._workshop.pool.acquire() as connection:
             await store.mark_running(connection, run.id, run.lease, self.timings)
         while True:

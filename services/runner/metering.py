@@ -101,6 +101,7 @@ class Meter:
 
     async def excess(self) -> RunFailed:
         """Return when the run takes more than it may, with what is to be said of it."""
+        await asyncio.sleep(_SAMPLE_SECONDS)  # so far nothing of the job's was executed
         while True:
             begun = time.monotonic()
             usage = await asyncio.to_thread(measure, self._ancestor, self._directories, self.limits)
