@@ -4,6 +4,7 @@ Appending is an INSERT that waits for nobody. The registry gives events their pl
 is what makes a later change, removal or insertion show.
 """
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,10 @@ _APPEND = """
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
     RETURNING id
 """
+
+
+_CALLER: ContextVar[tuple[str | None, str | None]] = ContextVar("caller", default=(None, None))
+"""Id and address of the request that is being answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,16 @@ class RecordedEvent:
     request_id: str | None
     client: str | None
     detail: dict[str, Any]
+
+
+def answer_to(request_id: str, client: str | None) -> None:
+    """Say which request the current task answers, before it is known who asks."""
+    _CALLER.set((request_id, client))
+
+
+def origin_of_caller(actor: str) -> Origin:
+    """The origin of what the request brings about that is being answered, put down to `actor`."""
+    return Origin(actor, *_CALLER.get())
 
 
 async def append(connection: Connection, origin: Origin, event: Event) -> int:

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Middleware
 from pydantic import BaseModel
 
 from libs.common.api import operation_of
-from libs.common.audit import Origin
+from libs.common.audit import Origin, answer_to
 from libs.common.auth import Authenticate, Principal
 from libs.common.errors import Unauthenticated
 from libs.common.identifiers import new_id
@@ -189,6 +189,7 @@ def _auth_middleware(authenticate: Authenticate) -> Middleware:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("this needs a token: send the header “Authorization: Bearer <token>”.")
+        answer_to(request[REQUEST_ID], request.remote)
         principal = await authenticate(token.strip())
         if principal is None:
             raise Unauthenticated("the token is unknown, expired or revoked.")

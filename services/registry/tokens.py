@@ -21,6 +21,7 @@ from services.registry.store.tokens import NewToken, Token, TokenFilter
 
 _MIN_TOKEN_LENGTH = 32
 _MAX_CACHED = 10_000
+_REFUSAL_SECONDS = 60.0
 
 _log = get_logger("registry")
 
@@ -67,9 +68,10 @@ class Authenticator:
             return principal
         async with self._pool.acquire() as connection:
             live = await tokens.find_live(connection, hashed)
-        if live is None:
-            self._known.pop(hashed, None)
-            return None
+            if live is None:
+                self._known.pop(hashed, None)
+                await _note_refusal(connection, hashed)
+                return None
         principal = Principal(live.subject, known_grants(live.scopes), live.id)
         seconds = self._cache_seconds
         if live.expires_at is not None:
@@ -172,6 +174,18 @@ def _read_or_make_file(path: Path) -> str:
     finally:
         made.unlink(missing_ok=True)
     return secret
+
+
+async def _note_refusal(connection: Connection, hashed: bytes) -> None:
+    """Put the use of a revoked or expired token into the audit trail, at most once a minute for each."""
+    async with connection.transaction():
+        refused = await tokens.note_refusal(connection, hashed, interval_seconds=_REFUSAL_SECONDS)
+        if refused is None:
+            return
+        why = "revoked" if refused.revoked else "expired"
+        event = audit.Event("token.refused", f"token/{refused.subject}", detail={"id": refused.id, "why": why})
+        await audit.append(connection, audit.origin_of_caller(refused.subject), event)
+    _log.warning("token_refused", id=refused.id, subject=refused.subject, why=why)
 
 
 async def _record(

@@ -2,11 +2,13 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import stat
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,32 @@ async def test_revoked_token_is_refused_and_stays_listed(registry: RunningRegist
     assert len(events) == 1
     assert (await registry.request("DELETE", "/tokens/tok_nothing")).status == 404
     assert (await registry.request("DELETE", "/tokens/a%00b")).status in (400, 404)
+
+
+async def test_use_of_a_token_that_works_no_more_is_in_the_audit_trail_once_a_minute(registry: RunningRegistry) -> None:
+    revoked, expired = await create(registry, "ci", "bundles:read"), await create(registry, "old", "bundles:read")
+    await registry.request("DELETE", f"/tokens/{revoked['id']}")
+    await registry.backend.fetch("UPDATE registry.tokens SET expires_at = now() WHERE subject = 'old'")
+    for _ in range(3):
+        assert (await registry.request("GET", "/jobs", token=revoked["token"])).status == 401
+    assert (await registry.request("GET", "/jobs", token="stw_unknown")).status == 401
+    introspection = await registry.request(
+        "POST", "/tokens/introspect", json={"token": expired["token"]}, headers={"X-Request-Id": "asked-by-runner"}
+    )
+    assert introspection.json["active"] is False
+
+    async def refused() -> list[dict[str, Any]]:
+        found = await registry.backend.fetch("SELECT * FROM audit.events WHERE action = 'token.refused' ORDER BY id")
+        return [{**dict(row), "detail": json.loads(row["detail"])} for row in found]
+
+    first, second = await refused()
+    assert (first["subject"], first["actor"], first["client"]) == ("token/ci", "ci", "127.0.0.1")
+    assert first["detail"] == {"id": revoked["id"], "why": "revoked"}
+    assert second["detail"] == {"id": expired["id"], "why": "expired"}
+    assert second["request_id"] == "asked-by-runner"
+    await registry.backend.fetch("UPDATE registry.tokens SET refused_at = refused_at - interval '61 seconds'")
+    await registry.request("GET", "/jobs", token=revoked["token"])
+    assert len(await refused()) == 3
 
 
 async def test_revocation_reaches_other_replicas_within_two_seconds(backend: Backend) -> None:

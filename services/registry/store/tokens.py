@@ -42,6 +42,15 @@ _LIST = f"""
     LIMIT $2
 """  # noqa: S608
 
+_NOTE_REFUSAL = """
+    UPDATE registry.tokens
+    SET refused_at = now()
+    WHERE hash = $1
+      AND (revoked_at IS NOT NULL OR expires_at <= now())
+      AND (refused_at IS NULL OR refused_at < now() - make_interval(secs => $2))
+    RETURNING id, subject, revoked_at IS NOT NULL AS revoked
+"""
+
 # What other replicas noted in the meantime may be later.
 _NOTE_USE = """
     UPDATE registry.tokens t
@@ -68,6 +77,15 @@ class LiveToken:
     subject: str
     scopes: list[str]
     expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedToken:
+    """A token that works no more: revoked, or else expired."""
+
+    id: str
+    subject: str
+    revoked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +118,12 @@ async def find_live(connection: Connection, hashed: bytes) -> LiveToken | None:
     """The token with this hash, if it works just now."""
     row = await connection.fetchrow(_FIND_LIVE, hashed)
     return LiveToken(**dict(row)) if row else None
+
+
+async def note_refusal(connection: Connection, hashed: bytes, *, interval_seconds: float) -> RefusedToken | None:
+    """The token with this hash, if it is revoked or expired and was not noted as refused within the interval."""
+    row = await connection.fetchrow(_NOTE_REFUSAL, hashed, interval_seconds)
+    return RefusedToken(**dict(row)) if row else None
 
 
 async def find(connection: Connection, hashed: bytes) -> Token | None:
