@@ -135,7 +135,7 @@ async def _side(backend: Backend, registry: RunningRegistry, *, queued: int, end
         )
         logs = RunLogs(pool, journal, objects)
         side = Side(backend, pool, objects, held_entries(driver), acceptance, lifecycle, journal, logs)
-        first = (await acceptance.accept(_REQUEST, _PRINCIPAL, _ORIGIN)).run
+        first = await acceptance.accept(_REQUEST, _PRINCIPAL, _ORIGIN)
         async with pool.acquire() as connection:
             await connection.execute(_FILL, ended, "succeeded", first.id)
             await connection.execute(_FILL, queued, "queued", first.id)

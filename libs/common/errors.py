@@ -62,6 +62,16 @@ class Conflict(StowageError):
     kind = "conflict"
 
 
+class Busy(Conflict):
+    """The very same is being done just now. It may be asked for again after `retry_after_seconds`."""
+
+    kind = "busy"
+
+    def __init__(self, message: str, *, kind: str | None = None, retry_after_seconds: int, **details: Any) -> None:
+        super().__init__(message, kind=kind, **details)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class PreconditionFailed(StowageError):
     """The caller's belief about the present state is out of date."""
 

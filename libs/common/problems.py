@@ -77,7 +77,7 @@ def _render(error: Exception, request_id: str) -> web.Response:
             answer = problem(
                 status, kind=error.kind, detail=error.message, request_id=request_id, members=error.details
             )
-            if isinstance(error, errors.TooManyRequests):
+            if isinstance(error, errors.TooManyRequests | errors.Busy):
                 answer.headers["Retry-After"] = str(error.retry_after_seconds)
             return answer
         case web.HTTPException():

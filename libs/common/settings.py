@@ -28,6 +28,9 @@ class ServiceSettings(BaseSettings):
     s3_secret_key: SecretStr = Field(description="Secret key for the S3 server.")
     s3_bucket: str = Field("stowage", description="The bucket.")
     s3_region: str = Field("us-east-1", description="Region of the bucket; self-hosted servers take any.")
+    idempotency_key_seconds: float = Field(
+        86_400.0, gt=0, description="How long answers to requests with a key are kept."
+    )
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(20.0, gt=0, description="How long open requests may take to finish on SIGTERM.")

@@ -8,6 +8,7 @@ from aiohttp import web
 from libs.common.auth import Principal
 from libs.common.client import RegistryClient
 from libs.common.database import Notifications, Pool, open_pool
+from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
 from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.objects import ObjectStore
@@ -68,7 +69,10 @@ def _connections(settings: BuilderSettings) -> CleanupContext:
                 application[_OBJECTS] = objects
                 application[_REGISTRY] = registry
                 application[_INTROSPECTION] = CachedIntrospection(registry)
-                yield
+                keys = IdempotencyKeys(pool, SERVICE, keep_seconds=settings.idempotency_key_seconds)
+                application[IDEMPOTENCY_KEYS] = keys
+                async with keys.forgetting():
+                    yield
         finally:
             objects.close()
 

@@ -9,6 +9,7 @@ from libs.common import audit
 from libs.common.completion import in_thread, to_the_end
 from libs.common.database import Connection, Pool
 from libs.common.errors import NotFound
+from libs.common.idempotency import Conclude, nothing
 from libs.common.identifiers import new_id
 from libs.common.journal import Journal
 from libs.common.models import Build, Import, ImportRequest, ImportState, Page
@@ -42,7 +43,9 @@ class Imports:
         self._keep_alive_seconds = keep_alive_seconds
         self._stopping = stopping
 
-    async def request(self, wanted: ImportRequest, origin: audit.Origin) -> Import:
+    async def request(
+        self, wanted: ImportRequest, origin: audit.Origin, *, conclude: Conclude[Import] = nothing
+    ) -> Import:
         """Accept an import and begin with it. Raises InvalidRequest, NotFound, Unprocessable, Unavailable."""
         self._worker.require_open()
         example, sources = await in_thread(self._choose, wanted)
@@ -52,7 +55,7 @@ class Imports:
             for slug, source in sources.items()
         ]
         # Undivided: what is written down is also begun, even if the client has left.
-        return await to_the_end(self._accept(Order(import_id, example, assignments), origin))
+        return await to_the_end(self._accept(Order(import_id, example, assignments), origin, conclude))
 
     async def get(self, import_id: str) -> Import:
         """An import; raises NotFound."""
@@ -84,7 +87,7 @@ class Imports:
                     return None
         return self._follow(import_id, after)
 
-    async def _accept(self, order: Order, origin: audit.Origin) -> Import:
+    async def _accept(self, order: Order, origin: audit.Origin, conclude: Conclude[Import]) -> Import:
         event = audit.Event(
             "import.requested",
             f"import/{order.import_id}",
@@ -105,6 +108,7 @@ class Imports:
                 )
             await audit.append(connection, origin, event)
             accepted = await self._shown(connection, order.import_id)
+            await conclude(connection, accepted)
         self._worker.accept(order)
         return accepted
 

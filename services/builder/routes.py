@@ -8,7 +8,9 @@ from pydantic import Field
 
 from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
+from libs.common.database import Connection
 from libs.common.errors import InvalidRequest
+from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.models import Build, Import, ImportRequest, Page, Request
 from libs.common.paging import PageQuery
 from libs.common.web import json_response, origin_of
@@ -59,12 +61,19 @@ def routes() -> list[web.RouteDef]:
 @operation(
     Scope.BUILDS_WRITE,
     answers={202: Answer(Import, "It is accepted, and goes on by itself.", (_LOCATION,))},
-    errors=["unknown-example", "unknown-bundle"],
+    errors=["unknown-example", "unknown-bundle", *IDEMPOTENCY_ERRORS],
+    headers=[IDEMPOTENCY_KEY],
 )
 async def _request_import(request: web.Request, body: ImportRequest) -> web.Response:
     """Rebuild and publish the bundles of an example, and update its jobs and workflows."""
-    accepted = await request.app[IMPORTS].request(body, origin_of(request))
-    return json_response(accepted, status=202, headers={"Location": f"/imports/{accepted.id}"})
+
+    async def work(claim: Claim) -> web.Response:
+        async def conclude(connection: Connection, accepted: Import) -> None:
+            await claim.keep(connection, _accepted(accepted))
+
+        return _accepted(await request.app[IMPORTS].request(body, origin_of(request), conclude=conclude))
+
+    return await once(request, body, work)
 
 
 @operation(Scope.BUILDS_WRITE, answers={200: Page[Import]}, errors=["invalid-cursor"])
@@ -117,6 +126,10 @@ async def _get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
         async for piece in pieces:
             await response.write(piece)
     return response
+
+
+def _accepted(accepted: Import) -> web.Response:
+    return json_response(accepted, status=202, headers={"Location": f"/imports/{accepted.id}"})
 
 
 def _last_event_id(request: web.Request) -> int:

@@ -9,6 +9,7 @@ from aiohttp import web
 from prometheus_client import Gauge
 
 from libs.common.database import Pool, open_pool
+from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
 from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
 from libs.common.web import METRICS, CleanupContext
@@ -40,7 +41,9 @@ async def database(app: web.Application) -> AsyncIterator[None]:
         app[POOL] = pool
         app[METRICS].watch_pool(pool)
         app[AUTHENTICATOR] = Authenticator(pool, cache_seconds=settings.token_cache_seconds)
-        yield
+        keys = app[IDEMPOTENCY_KEYS] = IdempotencyKeys(pool, "registry", keep_seconds=settings.idempotency_key_seconds)
+        async with keys.forgetting():
+            yield
 
 
 async def token_use(app: web.Application) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ from libs.common.audit import Origin
 from libs.common.auth import Principal
 from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, NotFound
+from libs.common.idempotency import Conclude, nothing
 from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
 from services.registry import catalog
@@ -30,6 +31,7 @@ class Rollback:
     to: int | str
     principal: Principal
     origin: Origin
+    conclude: Conclude[Version] = nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ async def _decide(connection: Connection, rollback: Rollback, *, write: bool) ->
         elif write and verdict is Outcome.REPLACED:
             await _write(connection, rollback, before, target)
             after = await _current(connection, proposal)
+            await rollback.conclude(connection, after)
     if after is not before:
         _log_rollback(rollback, before, after, target)
     return _Decision(verdict, target, after)

@@ -13,6 +13,7 @@ from libs.common.audit import Origin
 from libs.common.auth import Grant, Principal, known_grants, new_token, parse_scopes, scope_names, token_hash
 from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, InvalidRequest, NotFound
+from libs.common.idempotency import Conclude, nothing
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.models import TokenRequest
@@ -86,7 +87,9 @@ class Authenticator:
         self._known.clear()
 
 
-async def create(pool: Pool, request: TokenRequest, origin: Origin) -> tuple[str, Token]:
+async def create(
+    pool: Pool, request: TokenRequest, origin: Origin, *, conclude: Conclude[Token] = nothing
+) -> tuple[str, Token]:
     """Make a token; its secret, which is known only now, and its record."""
     scopes = parse_scopes(request.scopes)
     expires_at = request.expires_at
@@ -95,8 +98,9 @@ async def create(pool: Pool, request: TokenRequest, origin: Origin) -> tuple[str
     secret = new_token()
     async with pool.acquire() as connection, connection.transaction():
         record = await _record(connection, secret, request.subject, scopes, origin, expires_at)
-    if record is None:
-        raise RuntimeError("a token of 256 random bits exists already")
+        if record is None:
+            raise RuntimeError("a token of 256 random bits exists already")
+        await conclude(connection, record)
     return secret, record
 
 

@@ -1,40 +1,30 @@
 """Accepting runs: what was asked for is resolved, pinned and queued."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import asyncpg
 
 from libs.common import audit
 from libs.common.audit import Origin
 from libs.common.auth import Principal, Scope
 from libs.common.client import RegistryClient
 from libs.common.database import Connection, Pool
-from libs.common.errors import InvalidRequest, TooLarge, Unprocessable
+from libs.common.errors import InvalidRequest, TooLarge
+from libs.common.idempotency import Conclude, nothing
 from libs.common.identifiers import new_id
 from libs.common.models import InputSource, JobDefinition, Limits, Resolution, RunRequest
 from libs.common.queue import enqueue_run
 from services.runner.references import find_job, resolve_bundle
 from services.runner.standing import Standing
-from services.runner.store import (
-    IDEMPOTENCY_KEY_INDEX,
-    NewRun,
-    RunRecord,
-    find_by_idempotency_key,
-    get_run,
-    insert_run,
-)
+from services.runner.store import NewRun, RunRecord, get_run, insert_run
 from services.runner.templates import TemplateError, render
 from services.runner.turn_store import lock_scope
 from services.runner.turns import Backlog, Turns, require_room_of_job
 from services.runner.values import UnstorableValue, require_storable
 
 _MAX_KEY_LENGTH = 200
-_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,200}")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -91,14 +81,6 @@ class Template:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A run that was asked for. `is_new` is false where an earlier request with the same key had asked for it."""
-
-    run: RunRecord
-    is_new: bool
-
-
 class Acceptance:
     """Takes requests for runs."""
 
@@ -120,21 +102,15 @@ class Acceptance:
         self._max_parameters_bytes = max_parameters_bytes
 
     async def accept(
-        self, request: RunRequest, principal: Principal, origin: Origin, *, idempotency_key: str | None = None
-    ) -> Accepted:
+        self, request: RunRequest, principal: Principal, origin: Origin, *, conclude: Conclude[RunRecord] = nothing
+    ) -> RunRecord:
         """Queue a run, pinned to a digest: what is published afterwards does not change what it executes.
 
-        A key that the same actor has used before leads to the run of that request, or Unprocessable where it asked for
-        something else. TooManyRequests when there is no room in the queue. Forbidden unless the principal may run what
-        is named, and the bundle that it comes to.
+        TooManyRequests when there is no room in the queue. Forbidden unless the principal may run what is named, and
+        the bundle that it comes to.
         """
         _require_named(request, principal)
         check_inputs(request.inputs)
-        digest = _digest(request)
-        if idempotency_key is not None:
-            check_idempotency_key(idempotency_key)
-            if (known := await self._known(origin.actor, idempotency_key, digest)) is not None:
-                return Accepted(known, is_new=False)
         await self._backlog.require_room()
         template = await self._template(request)
         principal.require(Scope.RUNS_WRITE, template.resolution.slug)
@@ -143,22 +119,12 @@ class Acceptance:
         except TemplateError as error:
             raise InvalidRequest(str(error), kind="invalid-concurrency-key") from None
         check_parameters(run.parameters, self._max_parameters_bytes)
-        if idempotency_key is not None:
-            run = replace(run, idempotency_key=idempotency_key, idempotency_digest=digest)
-        try:
-            record = await self._queue(run, template, origin)
-        except asyncpg.UniqueViolationError as error:
-            if error.constraint_name != IDEMPOTENCY_KEY_INDEX or idempotency_key is None:
-                raise
-            known = await self._known(origin.actor, idempotency_key, digest)
-            if known is None:
-                raise
-            return Accepted(known, is_new=False)
+        record = await self._queue(run, template, origin, conclude)
         if run.turn_scope is not None:
             await self._turns.give([run.turn_scope])
-        return Accepted(record, is_new=True)
+        return record
 
-    async def _queue(self, run: NewRun, template: Template, origin: Origin) -> RunRecord:
+    async def _queue(self, run: NewRun, template: Template, origin: Origin, conclude: Conclude[RunRecord]) -> RunRecord:
         max_queued = template.definition.queue.max_queued
         async with self._pool.acquire() as connection, connection.transaction():
             if run.job is not None and max_queued is not None:
@@ -166,24 +132,10 @@ class Acceptance:
                 await require_room_of_job(connection, run.job, max_queued)
             await queue_run(connection, run, origin)
             record = await get_run(connection, run.id)
-        if record is None:
-            raise LookupError(run.id)
+            if record is None:
+                raise LookupError(run.id)
+            await conclude(connection, record)
         return record
-
-    async def _known(self, actor: str, key: str, digest: str) -> RunRecord | None:
-        async with self._pool.acquire() as connection:
-            found = await find_by_idempotency_key(connection, actor, key)
-        if found is None:
-            return None
-        asked, run = found
-        if asked != digest:
-            raise Unprocessable(
-                f"the idempotency key {key} was used for another request, which led to run {run.id}. Use a new key for "
-                "each run that you want.",
-                kind="idempotency-key-reused",
-                runId=run.id,
-            )
-        return run
 
     async def _template(self, request: RunRequest) -> Template:
         if (request.bundle is None) == (request.job is None):
@@ -247,17 +199,6 @@ def _render_key(template: str, parameters: Mapping[str, Any]) -> str:
             f"up to {_MAX_KEY_LENGTH} characters."
         )
     return key
-
-
-def _digest(request: RunRequest) -> str:
-    canonical = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def check_idempotency_key(key: str) -> None:
-    """Raise InvalidRequest unless `key` can be the value of the header Idempotency-Key."""
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidRequest("the header Idempotency-Key must have 1 to 200 printable ASCII characters.")
 
 
 def check_parameters(parameters: Mapping[str, Any], max_bytes: int) -> None:

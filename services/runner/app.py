@@ -12,6 +12,7 @@ from aiohttp import web
 from libs.common.auth import Principal
 from libs.common.client import RegistryClient
 from libs.common.database import Notifications, open_pool
+from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
 from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.log import get_logger
@@ -108,6 +109,9 @@ class _Parts:
                 )
             )
             application[METRICS].watch_pool(pool)
+            keys = IdempotencyKeys(pool, "runner", keep_seconds=settings.idempotency_key_seconds)
+            application[IDEMPOTENCY_KEYS] = keys
+            await stack.enter_async_context(keys.forgetting())
             metrics = RunMetrics(application[METRICS].registry)
             objects = self._objects = ObjectStore(settings, connections=32)
             stack.callback(objects.close)

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
+from libs.common.database import Connection
+from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.models import Attempt, Output, Page, Request, Run, RunRequest, RunState
 from libs.common.paging import PageQuery, page_of
 from libs.common.web import PRINCIPAL, json_response, origin_of
@@ -17,7 +19,7 @@ from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.output_store import RecordedOutput
 from services.runner.resources import run_resource
-from services.runner.store import RunFilter
+from services.runner.store import RunFilter, RunRecord
 from services.runner.worker import Stopping
 
 ACCEPTANCE = web.AppKey("acceptance", Acceptance)
@@ -31,9 +33,6 @@ _ACTIVE_TYPES = {"text/html", "image/svg+xml", "application/xhtml+xml", "text/xm
 
 _LOCATION = Header("Location", "The run.", "/runs/run_019aa5c3e1f200112233445566778899")
 _ETAG = Header("ETag", "The digest of the file.", f'"sha256:{"9f" * 32}"')
-_IDEMPOTENCY_KEY = Header(
-    "Idempotency-Key", "1 to 200 printable ASCII characters: the same key is the same run.", "daily-2026-11-23"
-)
 _IF_NONE_MATCH = Header("If-None-Match", "Digests that the caller has: 304 for these.", f'"sha256:{"9f" * 32}"')
 _LOG = Content(("text/plain",), "The log, as UTF-8.", "loading 24 partitions\ndone\n")
 _FILE = Content(("*/*",), "The file, with the content type that its name suggests.")
@@ -69,22 +68,25 @@ class LogQuery(Request):
 @operation(
     Scope.RUNS_WRITE,
     by_slug=True,
-    answers={
-        200: Answer(Run, "The run that a request with the same `Idempotency-Key` led to.", (_LOCATION,)),
-        202: Answer(Run, "It is accepted, and queued.", (_LOCATION,)),
-    },
-    errors=[*REFERENCE_ERRORS, "invalid-concurrency-key", "idempotency-key-reused"],
-    headers=[_IDEMPOTENCY_KEY],
+    answers={202: Answer(Run, "It is accepted, and queued.", (_LOCATION,))},
+    errors=[*REFERENCE_ERRORS, "invalid-concurrency-key", *IDEMPOTENCY_ERRORS],
+    headers=[IDEMPOTENCY_KEY],
 )
 async def post_run(request: web.Request, body: RunRequest) -> web.StreamResponse:
     """Run a bundle or a job.
 
     It is pinned to a digest when it is accepted: a replacement after that changes nothing for it.
     """
-    key = request.headers.get("Idempotency-Key")
-    accepted = await request.app[ACCEPTANCE].accept(body, request[PRINCIPAL], origin_of(request), idempotency_key=key)
-    headers = {"Location": f"/runs/{accepted.run.id}"}
-    return json_response(run_resource(accepted.run), status=202 if accepted.is_new else 200, headers=headers)
+
+    async def work(claim: Claim) -> web.Response:
+        async def conclude(connection: Connection, run: RunRecord) -> None:
+            await claim.keep(connection, _accepted(run))
+
+        return _accepted(
+            await request.app[ACCEPTANCE].accept(body, request[PRINCIPAL], origin_of(request), conclude=conclude)
+        )
+
+    return await once(request, body, work)
 
 
 @operation(Scope.RUNS_READ, answers={200: Page[Run]}, errors=["invalid-cursor"])
@@ -173,6 +175,10 @@ def routes() -> list[web.RouteDef]:
         web.get("/runs/{id}/outputs", get_outputs),
         web.get("/runs/{id}/outputs/{path:.+}", get_output),
     ]
+
+
+def _accepted(run: RunRecord) -> web.Response:
+    return json_response(run_resource(run), status=202, headers={"Location": f"/runs/{run.id}"})
 
 
 def _output_headers(output: RecordedOutput) -> dict[str, str]:

@@ -12,9 +12,6 @@ from uuid import UUID
 from libs.common.database import Connection
 from libs.common.models import RunState
 
-IDEMPOTENCY_KEY_INDEX = "runs_by_idempotency_key"
-"""The index that lets one actor use an idempotency key for one run."""
-
 JOURNAL_GUARD = "SELECT FROM runner.runs WHERE id = $1 AND lease = $2 AND finished_at IS NULL FOR KEY SHARE"
 """Who may write to the log of a run: the holder of its lease, until it ends."""
 
@@ -47,8 +44,6 @@ class NewRun:
     turn_scope: str | None
     created_by: str
     request_id: str | None
-    idempotency_key: str | None = None
-    idempotency_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +170,9 @@ class RunFilter:
 _INSERT = """
     INSERT INTO runner.runs (id, slug, version, revision, digest, artifact, job, workflow_run_id, step, parameters,
                              inputs, limits, secrets, retry, max_attempts, priority, concurrency_key, max_running,
-                             turn_scope, has_turn, created_by, request_id, idempotency_key, idempotency_digest)
+                             turn_scope, has_turn, created_by, request_id)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-            CASE WHEN $19::text IS NOT NULL THEN false END, $20, $21, $22, $23)
+            CASE WHEN $19::text IS NOT NULL THEN false END, $20, $21)
 """
 
 
@@ -206,8 +201,6 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
         run.turn_scope,
         run.created_by,
         run.request_id,
-        run.idempotency_key,
-        run.idempotency_digest,
     )
 
 
@@ -218,10 +211,6 @@ _SHOWN = """
 """
 
 _GET = f"SELECT {_SHOWN} FROM runner.runs WHERE id = $1"  # noqa: S608  # a constant
-
-_FIND_BY_KEY = f"""
-    SELECT idempotency_digest, {_SHOWN} FROM runner.runs WHERE created_by = $1 AND idempotency_key = $2
-"""  # noqa: S608  # constants
 
 _LIST = f"""
     SELECT {_SHOWN}
@@ -240,15 +229,6 @@ async def get_run(connection: Connection, run_id: str) -> RunRecord | None:
     """A run, or None."""
     row = await connection.fetchrow(_GET, run_id)
     return _record(row) if row else None
-
-
-async def find_by_idempotency_key(connection: Connection, actor: str, key: str) -> tuple[str, RunRecord] | None:
-    """The run that an actor asked for with this key, and the digest of that request; None where there is none."""
-    row = await connection.fetchrow(_FIND_BY_KEY, actor, key)
-    if row is None:
-        return None
-    values = dict(row)
-    return values.pop("idempotency_digest"), _record(values)
 
 
 async def list_runs(connection: Connection, wanted: RunFilter, *, before: str | None, limit: int) -> list[RunRecord]:

@@ -4,13 +4,15 @@ from aiohttp import web
 
 from libs.common.api import Answer, Header, operation
 from libs.common.auth import Scope
+from libs.common.database import Connection
+from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.models import Page, WorkflowRun, WorkflowRunRequest, WorkflowRunState
 from libs.common.paging import PageQuery, page_of
 from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.runner.resources import workflow_run_resource
 from services.runner.routes import CATALOGUE, LIFECYCLE, REFERENCE_ERRORS
 from services.runner.workflow_store import WorkflowRunFilter
-from services.runner.workflows import WorkflowAcceptance
+from services.runner.workflows import WorkflowAcceptance, WorkflowRunView
 
 WORKFLOW_ACCEPTANCE = web.AppKey("workflow_acceptance", WorkflowAcceptance)
 
@@ -28,15 +30,24 @@ class WorkflowRunsQuery(PageQuery):
 @operation(
     Scope.RUNS_WRITE,
     answers={202: Answer(WorkflowRun, "It is accepted.", (_LOCATION,))},
-    errors=[*REFERENCE_ERRORS, "invalid-workflow"],
+    errors=[*REFERENCE_ERRORS, "invalid-workflow", *IDEMPOTENCY_ERRORS],
+    headers=[IDEMPOTENCY_KEY],
 )
 async def post_workflow_run(request: web.Request, body: WorkflowRunRequest) -> web.StreamResponse:
     """Start a workflow."""
-    view = await request.app[WORKFLOW_ACCEPTANCE].accept(
-        request.match_info["slug"], body.parameters, request[PRINCIPAL], origin_of(request)
-    )
-    location = {"Location": f"/workflow-runs/{view.run.id}"}
-    return json_response(workflow_run_resource(view), status=202, headers=location)
+
+    async def work(claim: Claim) -> web.Response:
+        async def conclude(connection: Connection, view: WorkflowRunView) -> None:
+            await claim.keep(connection, _accepted(view))
+
+        slug, principal = request.match_info["slug"], request[PRINCIPAL]
+        return _accepted(
+            await request.app[WORKFLOW_ACCEPTANCE].accept(
+                slug, body.parameters, principal, origin_of(request), conclude=conclude
+            )
+        )
+
+    return await once(request, body, work)
 
 
 @operation(Scope.RUNS_READ, answers={200: Page[WorkflowRun]}, errors=["invalid-cursor"])
@@ -66,6 +77,10 @@ async def post_cancel(request: web.Request) -> web.StreamResponse:
     request[PRINCIPAL].require(Scope.RUNS_WRITE, (await request.app[CATALOGUE].workflow_run(identifier)).run.workflow)
     await request.app[LIFECYCLE].cancel_workflow_run(identifier, origin_of(request))
     return json_response(workflow_run_resource(await request.app[CATALOGUE].workflow_run(identifier)), status=202)
+
+
+def _accepted(view: WorkflowRunView) -> web.Response:
+    return json_response(workflow_run_resource(view), status=202, headers={"Location": f"/workflow-runs/{view.run.id}"})
 
 
 def routes() -> list[web.RouteDef]:

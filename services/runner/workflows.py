@@ -11,6 +11,7 @@ from libs.common.auth import Principal, Scope
 from libs.common.client import RegistryClient
 from libs.common.database import Pool
 from libs.common.errors import InvalidRequest, Unprocessable
+from libs.common.idempotency import Conclude, nothing
 from libs.common.identifiers import new_id
 from libs.common.models import JobDefinition, Resolution, StepDefinition, WorkflowDefinition
 from services.runner.acceptance import check_input_name, check_parameters
@@ -59,7 +60,13 @@ class WorkflowAcceptance:
         self._max_parameters_bytes = max_parameters_bytes
 
     async def accept(
-        self, slug: str, parameters: Mapping[str, Any], principal: Principal, origin: Origin
+        self,
+        slug: str,
+        parameters: Mapping[str, Any],
+        principal: Principal,
+        origin: Origin,
+        *,
+        conclude: Conclude[WorkflowRunView] = nothing,
     ) -> WorkflowRunView:
         """Start a workflow. All that its steps will execute is pinned now. TooManyRequests when the queue is full.
 
@@ -86,11 +93,12 @@ class WorkflowAcceptance:
             await audit.append(connection, origin, event)
             scopes = await advance(connection, identifier, max_parameters_bytes=self._max_parameters_bytes)
             run = await get_workflow_run(connection, identifier)
-            records = await list_steps(connection, [identifier])
+            if run is None:
+                raise LookupError(identifier)
+            view = WorkflowRunView(run, await list_steps(connection, [identifier]))
+            await conclude(connection, view)
         await self._turns.give(scopes)
-        if run is None:
-            raise LookupError(identifier)
-        return WorkflowRunView(run, records)
+        return view
 
     async def _pin(self, steps: Sequence[StepDefinition]) -> list[NewStep]:
         """What each step's job and its bundle mean right now; each is asked for once."""

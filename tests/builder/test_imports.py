@@ -352,3 +352,21 @@ async def test_everything_wants_a_token_with_the_right_scope(shop: Shop) -> None
                 async with builder.client.request("GET", path):
                     pass
             assert missing.value.status == 404
+
+
+async def test_import_that_is_asked_for_twice_with_one_key_is_made_once(shop: Shop) -> None:
+    shop.example.node("one", _FINE)
+    async with shop.builder() as builder:
+        answers = []
+        for _ in range(2):
+            async with builder.client.request(
+                "POST",
+                "/examples/import",
+                json={"example": shop.example.name},
+                headers={"Idempotency-Key": "nightly"},
+            ) as answer:
+                answers.append((answer.status, answer.headers["Location"], await answer.read()))
+        assert answers[0] == answers[1]
+        (listed,) = (await builder.client.get("/imports", Page[Import])).items
+        assert f"/imports/{listed.id}" == answers[0][1]
+        require_success(await finished(builder, listed))

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ _FINAL = {"succeeded", "failed", "cancelled", "timed_out", "lost"}
 _LINE = re.compile(r"^(\S+) \[logger\] line (\d+) of attempt (\d+)$")
 _RUNS = """
     SELECT id, state::text AS state, job, parameters, retry, attempts, result, error, log_key, finished_at,
-           idempotency_key, concurrency_key, lease, has_turn
+           concurrency_key, lease, has_turn
     FROM runner.runs ORDER BY id
 """
 _ATTEMPTS = (
     "SELECT run_id, number, state::text AS state, error, started_at, ended_at FROM runner.attempts ORDER BY number"
 )
+_KEYS = "SELECT key, body::jsonb ->> 'id' AS id FROM runner.idempotency_keys"
 _EMPTY = ("runner.queue_pgqueuer", "runner.uploads", "runner.journal", "runner.log_writers")
 
 Row = Mapping[str, Any]
@@ -56,7 +57,8 @@ async def judge(backend: Backend, accepted: Accepted, trace: Path) -> Verdict:
         attempts[row["run_id"]].append(_decoded(row))
     verdict.states.update(run["state"] for run in runs)
     verdict.attempts.update(attempt["state"] for tries in attempts.values() for attempt in tries)
-    verdict.wrong += _accepted(runs, accepted)
+    kept = {row["key"]: row["id"] for row in await backend.fetch(_KEYS)}
+    verdict.wrong += _accepted(kept, {run["id"] for run in runs}, accepted)
     for run in runs:
         verdict.wrong += _ended(run, attempts[run["id"]])
     verdict.wrong += _one_at_a_time(runs, attempts)
@@ -112,12 +114,14 @@ def _decoded(row: asyncpg.Record) -> Row:
     return values
 
 
-def _accepted(runs: Sequence[Row], accepted: Accepted) -> Iterator[str]:
-    """Every run that was accepted is there, and each was accepted once."""
-    by_key = {run["idempotency_key"]: run["id"] for run in runs if run["idempotency_key"]}
+def _accepted(kept: Mapping[str, str | None], runs: Collection[str], accepted: Accepted) -> Iterator[str]:
+    """Every run that was accepted is there, and each was accepted once: for each there is a key, or workflow run."""
+    for key, run_id in {**accepted.runs, **accepted.flows}.items():
+        if kept.get(key) != run_id:
+            yield f"{key} was accepted as {run_id}, but is {kept.get(key)}"
     for key, run_id in accepted.runs.items():
-        if by_key.get(key) != run_id:
-            yield f"{key} was accepted as {run_id}, but is {by_key.get(key)}"
+        if run_id not in runs:
+            yield f"{key} was accepted as {run_id}, which is not there"
 
 
 def _ended(run: Row, attempts: Sequence[Row]) -> Iterator[str]:
@@ -196,7 +200,7 @@ async def _workflows(backend: Backend, accepted: Accepted) -> list[str]:
     rows = await backend.fetch("SELECT id, state::text AS state FROM runner.workflow_runs")
     states = {row["id"]: row["state"] for row in rows}
     wrong = [
-        f"workflow run {key} was accepted, and is not there" for key in accepted.workflow_runs if key not in states
+        f"workflow run {key} was accepted, and is not there" for key in accepted.flows.values() if key not in states
     ]
     wrong += [f"workflow run {key} is still running" for key, state in states.items() if state == "running"]
     for row in await backend.fetch("SELECT workflow_run_id, name, state::text AS state FROM runner.workflow_steps"):

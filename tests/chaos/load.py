@@ -107,10 +107,10 @@ class Follower:
 
 @dataclass
 class Accepted:
-    """What was accepted: runs by their idempotency keys, workflow runs, and who follows which log."""
+    """What was accepted: runs and workflow runs by their idempotency keys, and who follows which log."""
 
     runs: dict[str, str] = field(default_factory=dict)
-    workflow_runs: list[str] = field(default_factory=list)
+    flows: dict[str, str] = field(default_factory=dict)
     followers: list[Follower] = field(default_factory=list)
 
 
@@ -161,7 +161,7 @@ class Load:
         try:
             match int(kind * 12):
                 case 0:
-                    await self._flow(when)
+                    await self._flow(number, when)
                 case 1:
                     await self._run(number, {"bundle": "hello@latest"}, {"outputs": OUTPUTS}, follow=True)
                 case 2:
@@ -205,10 +205,10 @@ class Load:
             await self._post(f"/runs/{run_id}/cancel", None)
         await self._until_over(f"/runs/{run_id}")
 
-    async def _flow(self, when: float) -> None:
-        """A workflow run has no idempotency key: one whose answer was lost goes on by itself."""
-        found = await self._post("/workflows/flow/runs", {"parameters": {}})
-        self.accepted.workflow_runs.append(found["id"])
+    async def _flow(self, number: int, when: float) -> None:
+        key = f"flow {number}"
+        found = await self._post("/workflows/flow/runs", {"parameters": {}}, {"Idempotency-Key": key})
+        self.accepted.flows[key] = found["id"]
         if when < 0.2:
             await asyncio.sleep(5 * when)
             await self._post(f"/workflow-runs/{found['id']}/cancel", None)
@@ -238,7 +238,8 @@ class Load:
                         self.refused.append(f"{method} {path}: 500 {(await response.read())[:300]!r}")
                     return None
                 if response.status == 409:
-                    return {}
+                    # Whoever was killed with it holds a key for a while.
+                    return None if b"idempotency-key-in-use" in await response.read() else {}
                 if response.status >= 400:
                     self.refused.append(f"{method} {path}: {response.status} {(await response.read())[:300]!r}")
                 found: dict[str, Any] = await response.json()

@@ -288,3 +288,18 @@ async def test_cancels_that_race_with_steps_that_end_leave_no_workflow_run_hangi
                 assert (await runner.client.run(step.run_id)).state.final
         actions = [event["action"] for event in await runner.audit(f"workflow-run/{run.id}")]
         assert actions.count("workflow_run.finished") == 1
+
+
+async def test_a_workflow_that_is_asked_for_twice_with_one_key_runs_once(
+    registry: RunningRegistry, runner: RunningRunner
+) -> None:
+    await publish(registry, node("export const handler = () => 1", slug="twice"), "twice")
+    await registry.request("PUT", "/jobs/twice", json={"bundle": "twice@latest"})
+    await registry.request("PUT", "/workflows/twice", json={"steps": [{"name": "one", "job": "twice"}]})
+    headers = {"Idempotency-Key": "twice"}
+    first, again = [await runner.request("POST", "/workflows/twice/runs", json={}, headers=headers) for _ in range(2)]
+    assert (first.status, again.status, again.body) == (202, 202, first.body)
+    assert again.headers["Location"] == first.headers["Location"]
+    found = await runner.request("GET", "/workflow-runs?workflow=twice")
+    assert [item["id"] for item in found.json["items"]] == [first.json["id"]]
+    await runner.workflow_finished(first.json["id"])

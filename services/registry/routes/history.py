@@ -6,12 +6,15 @@ from pydantic import Field
 from libs.common import models
 from libs.common.api import Answer, operation
 from libs.common.auth import Scope
+from libs.common.database import Connection
 from libs.common.errors import InvalidRequest
+from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.identifiers import check_digest, check_slug, check_version
 from libs.common.paging import PageQuery
 from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry.resources import DIFFER, RESTORER
 from services.registry.rollback import Rollback
+from services.registry.store.versions import Version
 from services.registry.verdict import Proposal
 
 
@@ -32,7 +35,9 @@ from services.registry.verdict import Proposal
         "artifact-collected",
         "artifact-quarantined",
         "object-store-unavailable",
+        *IDEMPOTENCY_ERRORS,
     ],
+    headers=[IDEMPOTENCY_KEY],
 )
 async def roll_back(request: web.Request, body: models.RollbackRequest) -> web.Response:
     """Point a version at an artifact that it was.
@@ -46,9 +51,17 @@ async def roll_back(request: web.Request, body: models.RollbackRequest) -> web.R
         expected_digest=check_digest(body.expected_digest) if body.expected_digest is not None else None,
         reason=(body.reason or "").strip() or None,
     )
-    rollback = Rollback(proposal, _target(body), request[PRINCIPAL], origin_of(request))
-    version = await request.app[RESTORER].roll_back(rollback)
-    return json_response(models.Version.model_validate(version))
+    target = _target(body)
+
+    async def work(claim: Claim) -> web.Response:
+        async def conclude(connection: Connection, version: Version) -> None:
+            await claim.keep(connection, json_response(models.Version.model_validate(version)))
+
+        rollback = Rollback(proposal, target, request[PRINCIPAL], origin_of(request), conclude)
+        version = await request.app[RESTORER].roll_back(rollback)
+        return json_response(models.Version.model_validate(version))
+
+    return await once(request, body, work)
 
 
 class DiffQuery(PageQuery):

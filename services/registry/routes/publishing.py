@@ -10,6 +10,7 @@ from libs.common import models
 from libs.common.api import Answer, Content, operation
 from libs.common.auth import Scope
 from libs.common.errors import InvalidRequest
+from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, once
 from libs.common.identifiers import check_digest, check_slug, check_version
 from libs.common.reading import parse_model, read_body
 from libs.common.web import PRINCIPAL, json_response, origin_of
@@ -106,7 +107,9 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
         "invalid-manifest",
         "manifest-mismatch",
         "entry-missing",
+        *IDEMPOTENCY_ERRORS,
     ],
+    headers=[IDEMPOTENCY_KEY],
 )
 async def publish_json(request: web.Request) -> web.Response:
     """Publish a version in a JSON body: the older way.
@@ -114,8 +117,12 @@ async def publish_json(request: web.Request) -> web.Response:
     The tarball is base64, standard or URL-safe, or a data URL. What is wrong with it is 400.
     """
     body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
+    # To publish again what is published changes nothing: it need not be concluded with the publication.
+    return await once(request, body, lambda _claim: _publish_json(request, body))
+
+
+async def _publish_json(request: web.Request, body: bytes) -> web.Response:
     parsed = await asyncio.to_thread(parse_model, body, models.LegacyPublish)
-    del body
     request[PRINCIPAL].require(Scope.BUNDLES_PUBLISH, parsed.slug)
     proposal = legacy.read_proposal(parsed)
     data = await asyncio.to_thread(legacy.decode_artifact, parsed.artifact)

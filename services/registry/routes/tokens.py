@@ -1,16 +1,21 @@
 """Tokens over HTTP."""
 
+from http import HTTPStatus
+
 from aiohttp import web
 from pydantic import AwareDatetime, Field
 
 from libs.common import models
 from libs.common.api import Answer, operation
 from libs.common.auth import Scope
+from libs.common.database import Connection
+from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.paging import PageQuery, page_of
+from libs.common.problems import REQUEST_ID, problem
 from libs.common.web import json_response, origin_of
 from services.registry import tokens
 from services.registry.resources import AUTHENTICATOR, POOL
-from services.registry.store.tokens import TokenFilter
+from services.registry.store.tokens import Token, TokenFilter
 
 
 class TokensQuery(PageQuery):
@@ -21,13 +26,27 @@ class TokensQuery(PageQuery):
     unused_since: AwareDatetime | None = Field(None, description="Those that nobody has used since, or ever.")
 
 
-@operation(Scope.ADMIN, answers={201: Answer(models.NewToken, "The token. Its secret is shown this once.")})
+@operation(
+    Scope.ADMIN,
+    answers={201: Answer(models.NewToken, "The token. Its secret is shown this once.")},
+    errors=[*IDEMPOTENCY_ERRORS, "token-shown-before"],
+    headers=[IDEMPOTENCY_KEY],
+)
 async def create_token(request: web.Request, body: models.TokenRequest) -> web.Response:
-    """Make a token."""
-    secret, token = await tokens.create(request.app[POOL], body, origin_of(request))
-    shown = models.Token.model_validate(token)
-    answer = models.NewToken(token=secret, **dict(shown))
-    return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
+    """Make a token.
+
+    Repeated with the same `Idempotency-Key` it is 409, with the id of the token that was made: its secret is not kept.
+    """
+
+    async def work(claim: Claim) -> web.Response:
+        async def conclude(connection: Connection, token: Token) -> None:
+            await claim.keep(connection, _shown_before(token, request[REQUEST_ID]))
+
+        secret, token = await tokens.create(request.app[POOL], body, origin_of(request), conclude=conclude)
+        answer = models.NewToken(token=secret, **dict(models.Token.model_validate(token)))
+        return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
+
+    return await once(request, body, work)
 
 
 @operation(Scope.ADMIN, answers={200: models.Page[models.Token]}, errors=["invalid-cursor"])
@@ -60,6 +79,19 @@ async def introspect(request: web.Request, body: models.IntrospectionRequest) ->
         models.Introspection(
             active=True, subject=principal.subject, token_id=principal.token_id, scopes=principal.scopes
         )
+    )
+
+
+def _shown_before(token: Token, request_id: str) -> web.Response:
+    """What whoever repeats the request is told, in place of a secret that nobody has kept."""
+    return problem(
+        HTTPStatus.CONFLICT,
+        kind="token-shown-before",
+        detail=f"the token {token.id} was made by the first request with this idempotency key. Its secret was in that "
+        f"answer and is not kept. If it was lost, revoke the token (DELETE /tokens/{token.id}) and make another one "
+        "with a new key.",
+        request_id=request_id,
+        members={"id": token.id},
     )
 
 
