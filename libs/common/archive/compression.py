@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, cast
 
@@ -17,6 +18,9 @@ from isal import igzip_lib
 from libs.common.archive.types import MIB, ArchiveError, ArchiveErrorCode
 
 PIECE_BYTES = 1 * MIB
+FRAME_BYTES = PIECE_BYTES
+"""A zstd frame with no more content than this, as its header says, can be decompressed apart from others."""
+
 MAX_FRAMES = 1 << 18
 """Most gzip members or zstd frames in one archive: each costs a set-up, however little it holds."""
 
@@ -32,10 +36,33 @@ MAGIC_BYTES = 4
 
 _MAX_GZIP_HEADER_BYTES = 128 * 1024
 _MAX_BLOCK_BYTES = 128 * 1024
+_MAX_COLLECTED_BYTES = 2 * FRAME_BYTES
+"""Largest such frame, compressed. What can't be compressed takes some bytes more; twice as much only in tiny blocks."""
 _FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 2, 4, 8, 16, 0xE0
 
 # The stubs of isal declare the class as an instance.
 _IsalError = cast("type[Exception]", igzip_lib.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole zstd frame that has not been decompressed yet. Nothing of it was checked but its framing.
+
+    `size` is the length of its content as its header has it, from 1 to `FRAME_BYTES`.
+    """
+
+    compressed: bytes
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def decompress(self) -> bytes:
+        """Its content, of `size` bytes, in any thread. ArchiveError where it is not valid or not of that size."""
+        try:
+            return zstandard.ZstdDecompressor().decompress(self.compressed, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise _corrupt(ZstdSource.compression, error) from error
 
 
 class Source(Protocol):
@@ -43,8 +70,11 @@ class Source(Protocol):
 
     compression: str
 
-    def decompress(self, data: bytes) -> Iterator[bytes]:
-        """Pieces of what `data` adds. ArchiveError for what is not valid or not supported."""
+    def decompress(self, data: memoryview) -> Iterator[bytes | Frame]:
+        """Pieces of what `data` adds, in their order. ArchiveError for what is not valid or not supported.
+
+        `data` is kept as long as a frame is not complete: it must not change.
+        """
 
     def finish(self) -> None:
         """ArchiveError unless the stream may end here."""
@@ -109,24 +139,25 @@ class GzipSource:
         self._inflater: igzip_lib.IgzipDecompressor | None = None
         self._members = 0
 
-    def decompress(self, data: bytes) -> Iterator[bytes]:
-        while data:
+    def decompress(self, data: memoryview) -> Iterator[bytes]:
+        rest = bytes(data)
+        while rest:
             if self._inflater is None:
-                data = self._read_header(data)
+                rest = self._read_header(rest)
                 if self._inflater is None:
                     return
             inflater = self._inflater
             while not inflater.eof:
                 try:
-                    piece = inflater.decompress(data, PIECE_BYTES)
+                    piece = inflater.decompress(rest, PIECE_BYTES)
                 except _IsalError as error:
                     raise _corrupt(self.compression, error) from error
-                data = b""
+                rest = b""
                 if piece:
                     yield piece
                 if inflater.needs_input:
                     return
-            data = inflater.unused_data
+            rest = inflater.unused_data
             self._inflater = None
 
     def finish(self) -> None:
@@ -197,13 +228,17 @@ class ZstdSource:
 
     zstandard decompresses all that it is given at once, and four bytes can stand for 128 KiB. So the framing (RFC 8878,
     3.1.1) is followed here: no more blocks are handed over at a time than fit a piece, and the end of a frame is known.
+    A frame that says it fits a piece is collected instead, and given away whole: it can't unpack to more than it says.
     """
 
     compression = "zstd"
 
     def __init__(self) -> None:
         self._context = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
-        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._frame: zstandard.ZstdDecompressionObj | None = None  # that is decompressed as it comes
+        self._collected: list[bytes | memoryview] | None = None  # of the frame that is to be given away
+        self._collected_bytes = 0
+        self._content_size = 0
         self._frames = 0
         self._blocks = 0
         self._state = _Field.MAGIC
@@ -213,7 +248,7 @@ class ZstdSource:
         self._checksum_bytes = 0
         self._last_block = False
 
-    def decompress(self, data: bytes) -> Iterator[bytes]:
+    def decompress(self, data: memoryview) -> Iterator[bytes | Frame]:
         start = position = produced = 0
         end = len(data)
         while position < end:
@@ -236,9 +271,9 @@ class ZstdSource:
                     start = position
             if self._last_block and not self._opaque:
                 yield from self._hand_over(data[start:position])
-                self._end_frame()
+                yield from self._end_frame()
                 start, produced = position, 0
-            elif produced > PIECE_BYTES - _MAX_BLOCK_BYTES:
+            elif produced > PIECE_BYTES - _MAX_BLOCK_BYTES and self._collected is None:
                 yield from self._hand_over(data[start:position])
                 start, produced = position, 0
         yield from self._hand_over(data[start:position])
@@ -249,8 +284,13 @@ class ZstdSource:
         if not self._frames or self._opaque or self._field or self._state is not _Field.MAGIC:
             raise _truncated(self.compression)
 
-    def _hand_over(self, data: bytes) -> Iterator[bytes]:
-        if self._frame is not None and data:
+    def _hand_over(self, data: memoryview) -> Iterator[bytes]:
+        if self._collected is not None:
+            self._collected.append(data)
+            self._collected_bytes += len(data)
+            if self._collected_bytes > _MAX_COLLECTED_BYTES:
+                raise _too_many_frames(self.compression)
+        elif self._frame is not None and data:
             try:
                 piece = self._frame.decompress(data)
             except zstandard.ZstdError as error:
@@ -304,8 +344,13 @@ class ZstdSource:
             )
         self._count_frame()
         self._checksum_bytes = 4 if parameters.has_checksum else 0
-        self._frame = self._context.decompressobj(write_size=PIECE_BYTES)
-        self._frame.decompress(header)
+        # Of a frame that says it is empty zstandard would not look at the blocks.
+        if 0 < parameters.content_size <= FRAME_BYTES:
+            self._collected, self._collected_bytes = [header], 0
+            self._content_size = parameters.content_size
+        else:  # or not known, which is the largest number there is
+            self._frame = self._context.decompressobj(write_size=PIECE_BYTES)
+            self._frame.decompress(header)
         self._field.clear()
         self._expect(_Field.BLOCK, 3)
 
@@ -324,8 +369,11 @@ class ZstdSource:
             self._opaque += self._checksum_bytes
         return size if kind < 2 else _MAX_BLOCK_BYTES
 
-    def _end_frame(self) -> None:
-        if self._frame is None or not self._frame.eof:
+    def _end_frame(self) -> Iterator[Frame]:
+        if self._collected is not None:
+            yield Frame(b"".join(self._collected), self._content_size)
+            self._collected = None
+        elif self._frame is None or not self._frame.eof:
             raise _corrupt(self.compression, "a frame without its end")
         self._frame = None
         self._last_block = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from libs.common.archive.compression import MAGIC_BYTES, Source, source_for
+from libs.common.archive.compression import MAGIC_BYTES, Frame, Source, source_for
 from libs.common.archive.tar import TarParser
 from libs.common.archive.types import (
     RATIO_FLOOR_BYTES,
@@ -38,6 +38,14 @@ class Decompression:
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[bytes]:
         """The pieces of the tar stream that the next compressed bytes add. Take them all before the next call."""
+        for piece in self.split(chunk):
+            yield piece.decompress() if isinstance(piece, Frame) else piece
+
+    def split(self, chunk: bytes | bytearray | memoryview) -> Iterator[bytes | Frame]:
+        """The same pieces, but those that can be decompressed apart from others are left to the caller.
+
+        They count with the size they say they have, and fail when they are decompressed and have not.
+        """
         if self._source is None:
             # Keep the first bytes until there are enough to tell the formats apart.
             self._magic += bytes(chunk)
@@ -45,14 +53,15 @@ class Decompression:
                 return
             self._source = source_for(self._magic[:MAGIC_BYTES])
             chunk, self._magic = self._magic, b""
-        with memoryview(chunk) as view:
-            position, end = 0, len(view)
-            while position < end:
-                # Cut at multiples of the window in the whole stream, so that the ratio is judged at the same places
-                # whatever the chunks are.
-                step = min(end - position, _WINDOW_BYTES - self.compressed_bytes % _WINDOW_BYTES)
-                yield from self._decompress(bytes(view[position : position + step]), self._source)
-                position += step
+        # A source may keep what it gets, and only bytes are sure not to change.
+        view = memoryview(chunk if isinstance(chunk, bytes) else bytes(chunk))
+        position, end = 0, len(view)
+        while position < end:
+            # Cut at multiples of the window in the whole stream, so that the ratio is judged at the same places
+            # whatever the chunks are.
+            step = min(end - position, _WINDOW_BYTES - self.compressed_bytes % _WINDOW_BYTES)
+            yield from self._decompress(view[position : position + step], self._source)
+            position += step
 
     def finish(self) -> None:
         """Declare the end of the compressed bytes. ArchiveError if they are not a whole archive."""
@@ -60,7 +69,7 @@ class Decompression:
             self._source = source_for(self._magic)
         self._source.finish()
 
-    def _decompress(self, data: bytes, source: Source) -> Iterator[bytes]:
+    def _decompress(self, data: memoryview, source: Source) -> Iterator[bytes | Frame]:
         limits = self._limits
         window_end = (self.compressed_bytes // _WINDOW_BYTES + 1) * _WINDOW_BYTES
         self.compressed_bytes += len(data)
