@@ -19,6 +19,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from libs.common.archive import FRAME_BYTES
 from services.builder.packing import CHUNK_BYTES, PackingError, pack
 from services.registry.inspection import UploadInspection
 from services.runner.extraction import extract_stream
@@ -119,6 +120,25 @@ def test_gnu_tar_reads_it(source: Path, tmp_path: Path) -> None:
     }
 
 
+def test_frames_are_independent_and_read_by_others(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    (root / "big").write_bytes(os.urandom(FRAME_BYTES) * 2 + b"x" * 3 * FRAME_BYTES)
+    frames = list(pack(root))
+    sizes = [zstandard.get_frame_parameters(frame).content_size for frame in frames]
+    assert sizes[:-1] == [FRAME_BYTES] * 5
+    assert 0 < sizes[-1] <= FRAME_BYTES
+    stream = b"".join(zstandard.ZstdDecompressor().decompress(frame) for frame in frames)
+    joined = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(b"".join(frames)), read_across_frames=True)
+    assert joined.read() == stream
+    with tarfile.open(fileobj=io.BytesIO(stream)) as opened:
+        member = opened.extractfile("big")
+        assert member is not None
+        assert member.read() == (root / "big").read_bytes()
+    unpack(b"".join(frames), tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(root)
+
+
 def test_registry_describes_it(source: Path) -> None:
     upload = UploadInspection()
     for chunk in pack(source):
@@ -150,7 +170,7 @@ def test_chunks_are_bounded_and_memory_is_flat(tmp_path: Path) -> None:
             for _ in range(megabytes):
                 big.write(noise)
         tracemalloc.start()
-        assert max(map(len, pack(root))) <= CHUNK_BYTES
+        assert max(map(len, pack(root))) <= FRAME_BYTES + 1024
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
