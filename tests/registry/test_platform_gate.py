@@ -73,6 +73,17 @@ async def test_a_bundle_may_say_itself_where_it_runs(registry: RunningRegistry) 
     assert again.status == 200, "what is published already stays, whatever is allowed since"
 
 
+async def test_an_artifact_that_is_stored_is_judged_like_one_that_is_sent(backend: Backend) -> None:
+    async with running_registry(backend, allowed_platforms="any") as lenient:
+        digest = (await lenient.publish(MAC)).json["digest"]
+    async with running_registry(backend) as registry:
+        await registry.publish(bundle(), force="true", reason="rebuilt")
+        query = {"digest": digest, "force": "true", "reason": "back"}
+        refused = await registry.request("PUT", "/job-bundles/hello/versions/1.0.0", params=query)
+        assert (refused.status, refused.json["type"]) == (422, "urn:stowage:problem:platform-not-allowed")
+        assert (await registry.actions())[-1] == "version.force_refused"
+
+
 async def test_the_registrys_policy_is_a_setting(backend: Backend) -> None:
     async with running_registry(backend, allowed_platforms="win32/x64, darwin/arm64") as registry:
         assert (await registry.publish(MAC)).status == 201

@@ -1,5 +1,6 @@
 """Deprecated, yanked, quarantined, immutable: who may say so, what it stops, and that it can be taken back."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -189,6 +190,33 @@ async def test_an_immutable_bundle_takes_new_versions_and_replaces_none(registry
     assert (event["action"], event["subject"], event["reason"]) == ("bundle.update_refused", "hello", "let me")
     assert (await patch(registry, {"immutable": False}, path=BUNDLE)).json["immutable"] is False
     assert (await registry.publish(bundle(), token=forcer, force="true", reason="back")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(BUNDLE, {"immutable": True}), (VERSION, {"status": "quarantined", "reason": "steals tokens"})]
+)
+async def test_nothing_is_replaced_after_it_was_said_that_nothing_is(
+    registry: RunningRegistry, path: str, body: dict[str, Any]
+) -> None:
+    await registry.publish(bundle())
+    forcer = await registry.token_for("fay", "bundles:read", "bundles:publish", "bundles:force")
+
+    async def replace(number: int) -> int:
+        data = bundle(files={"number": str(number)})
+        return (await registry.publish(data, token=forcer, force="true", reason="mend")).status
+
+    replacing = [asyncio.create_task(replace(number)) for number in range(12)]
+    await asyncio.wait(replacing, return_when=asyncio.FIRST_COMPLETED)
+    answer = await patch(registry, body, path=path)
+    assert answer.status == 200
+    at_that_time = (await registry.request("GET", VERSION)).json["revision"]
+    statuses = [await task for task in replacing]
+    assert (await registry.request("GET", VERSION)).json["revision"] == at_that_time
+    assert statuses.count(200) == at_that_time - 1
+    assert set(statuses) <= {200, 409}
+    actions = await registry.actions()
+    said = next(index for index, action in enumerate(actions) if action in ("bundle.updated", "version.quarantined"))
+    assert set(actions[said + 1 :]) <= {"version.force_refused"}
 
 
 async def test_what_is_set_of_a_bundle_is_in_the_trail_as_it_was_and_as_it_is(registry: RunningRegistry) -> None:
