@@ -6,20 +6,26 @@ Line n of the object is entry n of the journal, so a reader can begin in one and
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from libs.common.errors import NotFound
 from libs.common.journal import Journal, JournalWriter, render_lines
 from libs.common.objects import ObjectMissing, ObjectStore
+from libs.common.retention import gone
 
 _CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """Where a log is. `key` is that of its object, once there is one; `ended`: nothing more will be written."""
+    """Where a log is. `key` is that of its object, once there is one; `ended`: nothing more will be written.
+
+    `expired_at`: since when it is gone, because it was kept long enough.
+    """
 
     key: str | None
     ended: bool
+    expired_at: datetime | None = None
 
 
 FindState = Callable[[], Awaitable[LogState]]
@@ -59,7 +65,9 @@ class LogArchive:
         await asyncio.to_thread(self._objects.put, key, text, content_type=_CONTENT_TYPE)
 
     async def require(self, state: LogState) -> None:
-        """Raise NotFound when the log was moved to the bucket and is gone from it, or ObjectStoreUnavailable."""
+        """Raise Gone when the log has expired, NotFound when the bucket has lost it, or ObjectStoreUnavailable."""
+        if state.expired_at is not None:
+            raise gone("the log", state.expired_at)
         if state.key is not None and await asyncio.to_thread(self._objects.head, state.key) is None:
             raise _missing(state.key)
 

@@ -634,6 +634,7 @@ class Build(Resource):
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
+    log_expired_at: Timestamp | None = None
 
 
 class Import(Resource):
@@ -740,6 +741,7 @@ class Run(Resource):
     created_by: str
     started_at: Timestamp | None
     finished_at: Timestamp | None
+    expired_at: Timestamp | None = None
 
 
 class AttemptState(StrEnum):

@@ -94,6 +94,11 @@ def run_log_prefix(run_id: str) -> str:
     return f"logs/runs/{run_id}/"
 
 
+def run_outputs_prefix(run_id: str) -> str:
+    """What the keys of a run's outputs begin with, those of all its attempts."""
+    return f"outputs/{run_id}/"
+
+
 def output_key(run_id: str, attempt: int, path: str) -> str:
     """Where an attempt puts the output `path` of a run. The run's record says which attempt's it is."""
     return f"outputs/{run_id}/{attempt}/{path}"

@@ -1,15 +1,22 @@
-"""`python -m services.builder serve` and `python -m services.builder purge-legacy-caches --root DIR [--apply]`."""
+"""The builder as a program: `serve`, `gc [--dry-run]`, and `purge-legacy-caches --root DIR [--apply]`."""
 
 import argparse
 import asyncio
 import sys
 from pathlib import Path
 
+import asyncpg
+import structlog
+
+from libs.common.database import open_pool
+from libs.common.errors import StowageError
 from libs.common.log import configure_logging
+from libs.common.objects import ObjectStore
 from libs.common.settings import SettingsError
 from libs.common.web import serve_until_signalled
 from services.builder.app import SERVICE, create_app
 from services.builder.legacy import delete_cache, find_caches
+from services.builder.retention import expiry_of_builds
 from services.builder.settings import BuilderSettings
 from services.builder.toolchain import ToolchainMissing, find_toolchain
 
@@ -23,6 +30,8 @@ def main() -> int:
     arguments = _parser().parse_args()
     if arguments.command == "serve":
         return _serve()
+    if arguments.command == "gc":
+        return _collect(dry_run=arguments.dry_run)
     return _purge(arguments.root, apply=arguments.apply)
 
 
@@ -30,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m services.builder", description="The builder of Stowage.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve HTTP, as the variables STOWAGE_BUILDER_… say")
+    collect = commands.add_parser("gc", help="remove logs of builds that were kept long enough")
+    collect.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     purge = commands.add_parser(
         "purge-legacy-caches",
         help="find the directories in which the old system cached bundles, and delete them with --apply",
@@ -52,6 +63,34 @@ def _serve() -> int:
     configure_logging(log_format=settings.log_format, level=settings.log_level)
     asyncio.run(serve_until_signalled(create_app(settings), service=SERVICE, settings=settings))
     return _DONE
+
+
+def _collect(*, dry_run: bool) -> int:
+    try:
+        settings = BuilderSettings.from_environment()
+    except SettingsError as error:
+        sys.stderr.write(f"builder: {error}\n")
+        return _MISUSED
+    if settings.retention_days is None:
+        print("STOWAGE_BUILDER_RETENTION_DAYS is not set: logs of builds are kept.")
+        return _DONE
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        print(asyncio.run(_expire(settings, settings.retention_days, dry_run=dry_run)))
+    except (StowageError, OSError, asyncpg.PostgresError) as error:
+        sys.stderr.write(f"builder: {error}\n")
+        return _REFUSED
+    return _DONE
+
+
+async def _expire(settings: BuilderSettings, days: float, *, dry_run: bool) -> str:
+    objects = ObjectStore(settings)
+    url = settings.database_url.get_secret_value()
+    try:
+        async with open_pool(url, size=2, application_name="stowage-builder-gc") as pool:
+            return await expiry_of_builds(pool, objects, days).by_hand(dry_run=dry_run)
+    finally:
+        objects.close()
 
 
 def _purge(given: Path, *, apply: bool) -> int:

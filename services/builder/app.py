@@ -18,6 +18,7 @@ from services.builder.imports import Imports
 from services.builder.ledger import Ledger
 from services.builder.logs import BuildLogs
 from services.builder.recovery import Recovery
+from services.builder.retention import expire_regularly
 from services.builder.routes import IMPORTS, LOGS, routes
 from services.builder.settings import BuilderSettings
 from services.builder.toolchain import find_toolchain
@@ -50,6 +51,7 @@ def create_app(settings: BuilderSettings) -> web.Application:
     )
     application[_STOPPING] = asyncio.Event()
     application.cleanup_ctx.append(_connections(settings))
+    application.cleanup_ctx.append(_retention(settings))
     application.cleanup_ctx.append(_work(settings))
     application.on_shutdown.append(_stop)
     return application
@@ -75,6 +77,20 @@ def _connections(settings: BuilderSettings) -> CleanupContext:
                     yield
         finally:
             objects.close()
+
+    return context
+
+
+def _retention(settings: BuilderSettings) -> CleanupContext:
+    async def context(application: web.Application) -> AsyncIterator[None]:
+        if settings.retention_days is None:
+            yield
+            return
+        pool, objects = application[_POOL], application[_OBJECTS]
+        task = asyncio.create_task(expire_regularly(pool, objects, settings.retention_days))
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     return context
 

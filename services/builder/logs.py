@@ -37,7 +37,7 @@ class BuildLogs:
     async def open(self, build_id: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
         """The log of a build as UTF-8 text in pieces, as far as it is; with `follow` until the build has ended.
 
-        Raises NotFound and ObjectStoreUnavailable before the first piece.
+        Raises NotFound, Gone where it has expired, and ObjectStoreUnavailable before the first piece.
         """
         find_state = partial(self._state, build_id)
         await self._archive.require(await find_state())
@@ -48,4 +48,5 @@ class BuildLogs:
             build = await store.get_build(connection, build_id)
         if build is None:
             raise NotFound(f"there is no build “{build_id}”.")
-        return LogState(build.log_key, ended=build.state in (BuildState.SUCCEEDED, BuildState.FAILED))
+        ended = build.state in (BuildState.SUCCEEDED, BuildState.FAILED)
+        return LogState(build.log_key, ended=ended, expired_at=build.log_expired_at)

@@ -28,6 +28,7 @@ class BuildRow:
     platforms: list[str]
     error: dict[str, Any] | None
     log_key: str | None
+    log_expired_at: datetime | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -208,7 +209,7 @@ async def fail_build(connection: Connection, build_id: str, error: dict[str, Any
 
 _GET_BUILD = """
     SELECT id, import_id, slug, state, stage, version, revision, digest, previous_digest, unchanged, platforms, error,
-           log_key, created_at, started_at, finished_at
+           log_key, log_expired_at, created_at, started_at, finished_at
     FROM builder.builds WHERE id = $1
 """
 
@@ -221,7 +222,7 @@ async def get_build(connection: Connection, build_id: str) -> BuildRow | None:
 
 _LIST_BUILDS = """
     SELECT id, import_id, slug, state, stage, version, revision, digest, previous_digest, unchanged, platforms, error,
-           log_key, created_at, started_at, finished_at
+           log_key, log_expired_at, created_at, started_at, finished_at
     FROM builder.builds WHERE import_id = ANY($1::text[]) ORDER BY slug
 """
 
@@ -249,6 +250,26 @@ _ARCHIVE_LOG = "UPDATE builder.builds SET log_key = $2 WHERE id = $1"
 async def archive_log(connection: Connection, build_id: str, key: str) -> None:
     """Say where in the bucket the log of a build is."""
     await connection.execute(_ARCHIVE_LOG, build_id, key)
+
+
+_EXPIRABLE_BUILDS = """
+    SELECT id FROM builder.builds
+    WHERE log_key IS NOT NULL AND log_expired_at IS NULL AND finished_at < now() - $1 * interval '1 day' AND id > $2
+    ORDER BY id LIMIT 100
+"""
+
+
+async def list_expirable_builds(connection: Connection, days: float, *, after: str) -> list[str]:
+    """Some of the builds that ended so long ago and still have their log, by id from behind `after` on."""
+    return [row["id"] for row in await connection.fetch(_EXPIRABLE_BUILDS, days, after)]
+
+
+_EXPIRE_LOG = "UPDATE builder.builds SET log_expired_at = now() WHERE id = $1"
+
+
+async def expire_log(connection: Connection, build_id: str) -> None:
+    """Say that the log of a build is gone, because it was kept long enough."""
+    await connection.execute(_EXPIRE_LOG, build_id)
 
 
 _APPEND_EVENT = """

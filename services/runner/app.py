@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from aiohttp import web
@@ -32,6 +32,7 @@ from services.runner.limits import Language
 from services.runner.logs import RunLogs
 from services.runner.memory import MemoryBudget
 from services.runner.metrics import RunMetrics
+from services.runner.retention import keep_regularly
 from services.runner.sandbox.cgroups import ControlGroups
 from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
 from services.runner.scratch import Scratch
@@ -159,6 +160,8 @@ class _Parts:
             await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))
             await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), turns, scratch))
+            keeping = keep_regularly(pool, objects, registry, settings.retention_days)
+            await stack.enter_async_context(_beside(keeping))
             yield
 
     async def _cells(self, runtimes: Runtimes, scratch: Scratch, threads: Executor) -> Cells:
@@ -214,7 +217,14 @@ async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, scratch: Scrat
             except Exception:  # noqa: BLE001  # the next time may do better
                 _log.exception("not_tidied")
 
-    task = asyncio.create_task(tidy())
+    async with _beside(tidy()):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Do `work` for as long as the context is open."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

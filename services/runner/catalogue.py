@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from libs.common.database import Pool
 from libs.common.errors import NotFound
 from libs.common.objects import ObjectMissing, ObjectStore
+from libs.common.retention import gone
 from services.runner import lease_store, output_store, store, workflow_store
 from services.runner.fetching import verified
 from services.runner.lease_store import AttemptRecord
@@ -59,12 +60,14 @@ class Catalogue:
             return await output_store.list_outputs(connection, run_id, after=after, limit=limit)
 
     async def output(self, run_id: str, path: str) -> RecordedOutput:
-        """What is known of an output, or NotFound."""
-        await self.run(run_id)
+        """What is known of an output that can be read; NotFound, or Gone where it has expired."""
+        run = await self.run(run_id)
         async with self._pool.acquire() as connection:
             found = await output_store.get_output(connection, run_id, path)
         if found is None:
             raise NotFound(f"run {run_id} has no output {path[:200]}. GET /runs/{run_id}/outputs lists what it has.")
+        if run.expired_at is not None:
+            raise gone(f"the output {found.path} of run {run_id}", run.expired_at)
         return found
 
     @asynccontextmanager

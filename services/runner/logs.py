@@ -63,7 +63,7 @@ class RunLogs:
             _log.warning("logs_not_removed", run=run_id, error=error.message)
 
     async def require(self, run_id: str) -> None:
-        """Raise NotFound unless there is such a run, and its log can be read."""
+        """Raise NotFound unless there is such a run, and its log can be read; Gone where that has expired."""
         await self._archive.require(await self._state(run_id))
 
     def text(self, run_id: str, *, after: int, follow: bool, closing: Callable[[], bool]) -> AsyncIterator[bytes]:
@@ -102,7 +102,7 @@ class RunLogs:
             run = await store.get_run(connection, run_id)
         if run is None:
             raise no_such_run(run_id)
-        return LogState(run.log_key, ended=run.state.final)
+        return LogState(run.log_key, ended=run.state.final, expired_at=run.expired_at)
 
 
 def _log_key(run_id: str, lease: UUID | None) -> str:

@@ -42,6 +42,7 @@ def run_resource(record: RunRecord) -> Run:
         created_by=record.created_by,
         started_at=record.started_at,
         finished_at=record.finished_at,
+        expired_at=record.expired_at,
     )
 
 

@@ -67,6 +67,7 @@ class RunnerSettings(ServiceSettings):
     file_bytes: int = Field(8 * _GIB, ge=0, description="Size of any one file that a job writes.")
     open_files: int = Field(4096, ge=64, description="Open files of each process of a job.")
 
+    retention_days: float | None = Field(None, gt=0, description="Days for which logs and outputs of runs are kept.")
     max_queued_runs: int = Field(100_000, ge=1, description="Runs that may be queued; more are refused with 429.")
     max_parameters_bytes: int = Field(256 * 1024, ge=2, description="Parameters of a run, as JSON.")
     max_result_bytes: int = Field(1 * _MIB, ge=2, description="Result of a run, as JSON.")

@@ -82,6 +82,7 @@ class RunRecord:
     created_by: str
     started_at: datetime | None
     finished_at: datetime | None
+    expired_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,8 @@ async def insert_run(connection: Connection, run: NewRun) -> None:
 _SHOWN = """
     id, state, slug, version, revision, digest, job, workflow_run_id, step, parameters, inputs, result, error, progress,
     progress_message, attempts, queued_ms, first_byte_ms, fetch_ms, start_ms, handler_ms, upload_ms, remove_ms, sandbox,
-    log_key, next_attempt_at, priority, concurrency_key, created_at, created_by, started_at, finished_at
+    log_key, next_attempt_at, priority, concurrency_key, created_at, created_by, started_at, finished_at,
+    expired_at
 """
 
 _GET = f"SELECT {_SHOWN} FROM runner.runs WHERE id = $1"  # noqa: S608  # a constant
