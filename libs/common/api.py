@@ -18,7 +18,7 @@ _OPERATION = "operation"
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A body that is not one JSON document: its media types, and what it is. `schema` is for what is still text."""
+    """A body that is not one JSON document: its media types, and what it is. It is text where there is an `example`."""
 
     media_types: tuple[str, ...]
     description: str
@@ -44,6 +44,9 @@ class Answer:
 
 
 Body: TypeAlias = type[BaseModel] | Content
+Kind: TypeAlias = str | tuple[int, str]
+"""A kind of problem in libs.common.problem_types; with a status where it is not answered as it is there."""
+
 Answers: TypeAlias = Mapping[int, "type[BaseModel] | Content | Answer"]
 
 
@@ -62,7 +65,7 @@ class Operation:
     query: type[BaseModel] | None
     body: Body | None
     answers: Mapping[int, Answer]
-    errors: tuple[str, ...]
+    errors: tuple[Kind, ...]
     headers: tuple[Header, ...]
 
 
@@ -71,7 +74,7 @@ def operation(
     *,
     by_slug: bool = False,
     answers: Answers,
-    errors: Sequence[str] = (),
+    errors: Sequence[Kind] = (),
     body: Body | None = None,
     headers: Sequence[Header] = (),
 ) -> Callable[[Callable[..., Awaitable[web.StreamResponse]]], Handler]:

@@ -84,6 +84,12 @@ class TooLarge(StowageError):
     kind = "too-large"
 
 
+class UnsupportedMediaType(StowageError):
+    """The body is not of a type that the operation takes."""
+
+    kind = "unsupported-media-type"
+
+
 class TooManyRequests(StowageError):
     """There is no room for it just now. It may be asked for again after `retry_after_seconds`."""
 

@@ -84,7 +84,7 @@ class Metrics:
             await asyncio.gather(task, return_exceptions=True)
 
     async def answer(self, request: web.Request) -> web.Response:
-        """Everything as text, in the format that the request's `Accept` asks for."""
+        """Get figures for Prometheus, in the format that the header `Accept` asks for."""
         encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
         # Some hundred series take milliseconds to write down.
         body = await asyncio.to_thread(encode, self.registry)

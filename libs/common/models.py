@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 
@@ -18,13 +18,23 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Timestamp = Annotated[datetime, PlainSerializer(rfc3339, when_used="json")]
+Timestamp = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 
 
 class Resource(BaseModel):
     """Something that a service answers with."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", from_attributes=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        from_attributes=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 class Request(BaseModel):
@@ -41,6 +51,34 @@ class Page(Resource, Generic[Item]):
 
     items: list[Item]
     next: str | None = None
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """`VersionPage` for a page of versions: what the schema is called."""
+        return f"{params[0].__name__}Page"
+
+
+class Problem(Resource):
+    """An error (RFC 9457). `type` is stable, `detail` is for a person; more members are facts for programs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+class Health(Resource):
+    """That the process answers."""
+
+    status: str
+
+
+class Readiness(Resource):
+    """Whether a service can do its work: `ok`, or what is wrong, for each part that it needs."""
+
+    status: str
+    checks: dict[str, str]
 
 
 # --- registry -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from aiohttp.typedefs import Middleware
 from libs.common import errors
 from libs.common.database import is_connection_lost
 from libs.common.log import get_logger
+from libs.common.problem_types import PREFIX
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -30,16 +31,20 @@ _STATUS: dict[type[errors.StowageError], HTTPStatus] = {
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
     errors.TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.Unprocessable: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 _ROUTE_PROBLEMS = {
-    HTTPStatus.NOT_FOUND: "there is nothing under this path. The routes are in the HTTP reference.",
+    HTTPStatus.NOT_FOUND: "there is nothing under this path. GET /docs shows what there is.",
     HTTPStatus.METHOD_NOT_ALLOWED: "this path does not take this method; the header Allow names those that it takes.",
 }
 """What aiohttp's router says, in words that help."""
+
+_ROUTE_KINDS = {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "range-not-satisfiable"}
+"""Stable where the phrase of the standard library is not."""
 
 
 def problem(
@@ -48,7 +53,7 @@ def problem(
     """A problem document. `kind` becomes its stable `type`; `members` are facts for programs."""
     body = {
         **(members or {}),
-        "type": f"urn:stowage:problem:{kind}",
+        "type": PREFIX + kind,
         "title": status.phrase,
         "status": status.value,
         "detail": detail,
@@ -68,21 +73,27 @@ def problem(
     )
 
 
+def status_of(error: type[errors.StowageError]) -> HTTPStatus:
+    """What a domain error of this class is answered with."""
+    return next((_STATUS[kind] for kind in error.__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
 def _render(error: Exception, request_id: str) -> web.Response:
     match error:
         case errors.StowageError():
-            status = next(
-                (_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR
-            )
             answer = problem(
-                status, kind=error.kind, detail=error.message, request_id=request_id, members=error.details
+                status_of(type(error)),
+                kind=error.kind,
+                detail=error.message,
+                request_id=request_id,
+                members=error.details,
             )
             if isinstance(error, errors.TooManyRequests | errors.Busy):
                 answer.headers["Retry-After"] = str(error.retry_after_seconds)
             return answer
         case web.HTTPException():
             status = HTTPStatus(error.status)
-            kind = status.phrase.lower().replace(" ", "-")
+            kind = _ROUTE_KINDS.get(status) or status.phrase.lower().replace(" ", "-")
             detail = _ROUTE_PROBLEMS.get(status) or error.reason
             rendered = problem(status, kind=kind, detail=detail, request_id=request_id)
             if "Allow" in error.headers:

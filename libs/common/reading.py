@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from libs.common.errors import InvalidRequest, TooLarge
+from libs.common.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -16,8 +16,15 @@ MAX_JSON_BYTES = 1024 * 1024
 
 
 async def read_model(request: web.Request, model: type[Model], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
-    """The JSON body as `model`, or InvalidRequest naming each field that is wrong, or TooLarge."""
+    """The JSON body as `model`; InvalidRequest naming each field that is wrong, TooLarge or UnsupportedMediaType."""
+    require_json(request)
     return parse_model(await read_body(request, max_bytes=max_bytes), model)
+
+
+def require_json(request: web.Request) -> None:
+    """UnsupportedMediaType where the request says that its body is something else; it may say nothing."""
+    if request.can_read_body and "Content-Type" in request.headers and request.content_type != "application/json":
+        raise UnsupportedMediaType(f"the body is {request.content_type[:100]}; this takes application/json.")
 
 
 async def read_body(request: web.Request, *, max_bytes: int) -> bytes:

@@ -6,22 +6,25 @@ import gc
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel
 
-from libs.common.api import operation_of
+from libs.common.api import Answer, Content, operation, operation_of
 from libs.common.audit import Origin, answer_to
 from libs.common.auth import Authenticate, Principal
 from libs.common.errors import Unauthenticated
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.metrics import Metrics
+from libs.common.models import Health, Readiness
+from libs.common.openapi import Tag
 from libs.common.problems import ANSWER_BEGUN, REQUEST_ID, Handler, problems_middleware
 from libs.common.reading import MAX_JSON_BYTES
+from libs.common.reference import reference_routes
 from libs.common.settings import ServiceSettings
 
 CleanupContext: TypeAlias = Callable[[web.Application], AsyncIterator[None]]
@@ -31,7 +34,12 @@ PRINCIPAL = web.RequestKey("principal", Principal)
 METRICS = web.AppKey("metrics", Metrics)
 _OPEN_REQUESTS: web.AppKey[dict[str, web.Request]] = web.AppKey("open_requests")
 
-_OPEN_PATHS = ("/livez", "/readyz", "/metrics")
+_UNLOGGED_PATHS = ("/livez", "/readyz", "/metrics")
+_FIGURES = Content(
+    ("text/plain", "application/openmetrics-text"),
+    "Figures for Prometheus.",
+    'stowage_http_requests_total{method="GET",route="/job-bundles",status="200"} 42.0\n',
+)
 _CALLER_GONE = 499
 """Logged and counted where the caller hung up before the answer's end; nobody receives it."""
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -45,12 +53,14 @@ def create_application(
     routes: Iterable[web.RouteDef],
     authenticate: Authenticate,
     checks: Mapping[str, Check],
+    tags: Sequence[Tag],
     max_body_bytes: int = MAX_JSON_BYTES,
 ) -> web.Application:
-    """An application whose every route but `/livez`, `/readyz` and `/metrics` wants a token with the route's scope.
+    """An application with these routes, and those that every service has, which need no token.
 
     `checks` are what `/readyz` asks, by name; each raises when its part can't be used. What `/metrics` shows beyond
-    requests, event loop and process, the service adds to `application[METRICS]`.
+    requests, event loop and process, the service adds to `application[METRICS]`. `tags` group the routes in the
+    reference.
     """
     application = web.Application(
         middlewares=[_request_middleware(service), problems_middleware(service), _auth_middleware(authenticate)],
@@ -58,13 +68,11 @@ def create_application(
     )
     application[_OPEN_REQUESTS] = {}
     application[METRICS] = Metrics()
-    for route in routes:
+    served = [*routes, *_common_routes(checks, application[METRICS])]
+    for route in (*served, *reference_routes(service, served, tags)):
         if operation_of(route.handler) is None:
             raise TypeError(f"{route.method} {route.path} does not say what it promises: use libs.common.api.operation")
         route.register(application.router)
-    application.router.add_get("/livez", _livez)
-    application.router.add_get("/readyz", _readyz(checks))
-    application.router.add_get("/metrics", application[METRICS].answer)
     application.cleanup_ctx.append(_watched_loop)
     application.on_response_prepare.append(_mark_begun)
     return application
@@ -166,7 +174,7 @@ def _request_middleware(service: str) -> Middleware:
             seconds = time.perf_counter() - started
             del request.app[_OPEN_REQUESTS][open_id]
             request.app[METRICS].observe_request(request, status, seconds)
-            if request.path not in _OPEN_PATHS:
+            if request.path not in _UNLOGGED_PATHS:
                 principal = request.get(PRINCIPAL)
                 log.info(
                     "request",
@@ -184,7 +192,8 @@ def _request_middleware(service: str) -> Middleware:
 def _auth_middleware(authenticate: Authenticate) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _OPEN_PATHS:
+        declared = operation_of(request.match_info.handler)  # None where no route matched, which is then 404 or 405
+        if declared is not None and declared.scope is None:
             return await handler(request)
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
@@ -194,7 +203,6 @@ def _auth_middleware(authenticate: Authenticate) -> Middleware:
         if principal is None:
             raise Unauthenticated("the token is unknown, expired or revoked.")
         request[PRINCIPAL] = principal
-        declared = operation_of(request.match_info.handler)
         if declared is not None and declared.scope is not None:
             if declared.by_slug:
                 principal.require_some(declared.scope)
@@ -214,11 +222,7 @@ async def _watched_loop(application: web.Application) -> AsyncIterator[None]:
         yield
 
 
-async def _livez(_request: web.Request) -> web.Response:
-    return web.json_response({"status": "ok"})
-
-
-def _readyz(checks: Mapping[str, Check]) -> Handler:
+def _common_routes(checks: Mapping[str, Check], metrics: Metrics) -> list[web.RouteDef]:
     async def ask(check: Check) -> str:
         try:
             async with asyncio.timeout(_READY_SECONDS):
@@ -227,15 +231,26 @@ def _readyz(checks: Mapping[str, Check]) -> Handler:
             return f"failed: {type(error).__name__}"
         return "ok"
 
+    @operation(None, answers={200: Health})
+    async def livez(_request: web.Request) -> web.Response:
+        """Say that the process answers."""
+        return json_response(Health(status="ok"))
+
+    @operation(
+        None,
+        answers={200: Answer(Readiness, "It can do its work."), 503: Answer(Readiness, "Something it needs is away.")},
+    )
     async def readyz(_request: web.Request) -> web.Response:
+        """Say whether everything that it needs can be used."""
         results = await asyncio.gather(*(ask(check) for check in checks.values()))
         parts = dict(zip(checks, results, strict=True))
         ready = all(result == "ok" for result in results)
-        return web.json_response(
-            {"status": "ok" if ready else "unavailable", "checks": parts}, status=200 if ready else 503
+        return json_response(
+            Readiness(status="ok" if ready else "unavailable", checks=parts), status=200 if ready else 503
         )
 
-    return readyz
+    figures = operation(None, answers={200: _FIGURES})(metrics.answer)
+    return [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", figures)]
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from services.builder.ledger import Ledger
 from services.builder.logs import BuildLogs
 from services.builder.recovery import Recovery
 from services.builder.retention import expire_regularly
-from services.builder.routes import IMPORTS, LOGS, routes
+from services.builder.routes import IMPORTS, LOGS, TAGS, routes
 from services.builder.settings import BuilderSettings
 from services.builder.toolchain import find_toolchain
 from services.builder.worker import Worker, new_holder
@@ -47,7 +47,7 @@ def create_app(settings: BuilderSettings) -> web.Application:
         await asyncio.to_thread(application[_OBJECTS].check)
 
     application = create_application(
-        SERVICE, routes=routes(), authenticate=authenticate, checks={"database": database, "bucket": bucket}
+        SERVICE, routes=routes(), tags=TAGS, authenticate=authenticate, checks={"database": database, "bucket": bucket}
     )
     application[_STOPPING] = asyncio.Event()
     application.cleanup_ctx.append(_connections(settings))

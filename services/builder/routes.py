@@ -12,6 +12,7 @@ from libs.common.database import Connection
 from libs.common.errors import InvalidRequest
 from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.models import Build, Import, ImportRequest, Page, Request
+from libs.common.openapi import Tag
 from libs.common.paging import PageQuery
 from libs.common.web import json_response, origin_of
 from services.builder.imports import Imports
@@ -20,6 +21,12 @@ from services.builder.store import ImportEvent
 
 IMPORTS = web.AppKey("imports", Imports)
 LOGS = web.AppKey("logs", BuildLogs)
+
+TAGS = (
+    Tag("Imports", "Rebuild the bundles of an example, publish them, and watch that.", ("examples", "imports")),
+    Tag("Builds", "One source, turned into one artifact.", ("builds",)),
+)
+"""The groups of routes in the reference."""
 
 _MAX_EVENT_NUMBER = 2**31 - 1
 
@@ -61,11 +68,14 @@ def routes() -> list[web.RouteDef]:
 @operation(
     Scope.BUILDS_WRITE,
     answers={202: Answer(Import, "It is accepted, and goes on by itself.", (_LOCATION,))},
-    errors=["unknown-example", "unknown-bundle", *IDEMPOTENCY_ERRORS],
+    errors=["unknown-example", "unknown-bundle", "unprocessable", *IDEMPOTENCY_ERRORS],
     headers=[IDEMPOTENCY_KEY],
 )
 async def _request_import(request: web.Request, body: ImportRequest) -> web.Response:
-    """Rebuild and publish the bundles of an example, and update its jobs and workflows."""
+    """Import an example.
+
+    Its bundles are rebuilt and published with `force`, its jobs and workflows are brought up to date.
+    """
 
     async def work(claim: Claim) -> web.Response:
         async def conclude(connection: Connection, accepted: Import) -> None:
@@ -114,7 +124,7 @@ async def _get_build(request: web.Request) -> web.Response:
     return json_response(await request.app[IMPORTS].build(request.match_info["id"]))
 
 
-@operation(Scope.BUILDS_WRITE, answers={200: _LOG}, errors=["not-found", "log-missing", "object-store-unavailable"])
+@operation(Scope.BUILDS_WRITE, answers={200: _LOG}, errors=["not-found", "log-missing"])
 async def _get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
     """Read the log of a build."""
     pieces = await request.app[LOGS].open(request.match_info["id"], follow=query.follow)

@@ -7,7 +7,7 @@ from aiohttp import web
 from libs.common.auth import Principal
 from libs.common.web import create_application
 from services.registry.resources import AUTHENTICATOR, CONTEXTS, OBJECTS, POOL, SETTINGS
-from services.registry.routes import ROUTES
+from services.registry.routes import ROUTES, TAGS
 from services.registry.settings import RegistrySettings
 
 
@@ -27,6 +27,7 @@ def create_app(settings: RegistrySettings) -> web.Application:
     app = create_application(
         "registry",
         routes=ROUTES,
+        tags=TAGS,
         authenticate=authenticate,
         checks={"database": check_database, "bucket": check_bucket},
     )

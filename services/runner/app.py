@@ -60,6 +60,7 @@ def create_app(settings: RunnerSettings) -> web.Application:
         routes=[*routes.routes(), *workflow_routes.routes()],
         authenticate=parts.authenticate,
         checks={"database": parts.check_database, "bucket": parts.check_bucket, "queue": parts.check_queue},
+        tags=routes.TAGS,
     )
     application[routes.STOPPING] = parts.stopping
     application.cleanup_ctx.append(parts.running)

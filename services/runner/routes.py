@@ -6,11 +6,12 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic import Field
 
-from libs.common.api import Answer, Content, Header, operation
+from libs.common.api import Answer, Content, Header, Kind, operation
 from libs.common.auth import Scope
 from libs.common.database import Connection
 from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, once
 from libs.common.models import Attempt, Output, Page, Request, Run, RunRequest, RunState
+from libs.common.openapi import Tag
 from libs.common.paging import PageQuery, page_of
 from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.runner.acceptance import Acceptance
@@ -28,6 +29,12 @@ LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 LOGS = web.AppKey("logs", RunLogs)
 STOPPING = web.AppKey("stopping", Stopping)
 
+TAGS = (
+    Tag("Runs", "Executions of a job or a bundle: each pinned to a digest.", ("runs",)),
+    Tag("Workflow runs", "Executions of a workflow: each a set of runs.", ("workflows", "workflow-runs")),
+)
+"""The groups of routes in the reference."""
+
 _ACTIVE_TYPES = {"text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/xml"}
 
 
@@ -38,13 +45,14 @@ _LOG = Content(("text/plain",), "The log, as UTF-8.", "loading 24 partitions\ndo
 _FILE = Content(("*/*",), "The file, with the content type that its name suggests.")
 
 
-REFERENCE_ERRORS = [
-    "not-found",
+REFERENCE_ERRORS: list[Kind] = [
+    *((422, kind) for kind in ("invalid-request", "unprocessable", "invalid-reference", "job-not-found")),
+    *((422, kind) for kind in ("bundle-not-found", "version-not-found", "digest-not-found", "artifact-not-found")),
     "version-deprecated",
     "version-yanked",
     "version-quarantined",
+    "too-large",
     "queue-full",
-    "registry-unavailable",
 ]
 """What may be wrong where something at the registry is to be run."""
 
@@ -100,15 +108,18 @@ async def get_runs(request: web.Request, query: RunsQuery) -> web.StreamResponse
 
 @operation(Scope.RUNS_READ, answers={200: Run}, errors=["not-found"])
 async def get_run(request: web.Request) -> web.StreamResponse:
-    """Get a run: its state, digest, result or error, and timings."""
+    """Get a run.
+
+    Its state, digest, result or error, and timings.
+    """
     return json_response(run_resource(await request.app[CATALOGUE].run(request.match_info["id"])))
 
 
 @operation(
     Scope.RUNS_WRITE,
     by_slug=True,
-    answers={202: Answer(Run, "It has been asked to stop, or has ended already.")},
-    errors=["not-found"],
+    answers={202: Answer(Run, "It has been asked to stop.")},
+    errors=["not-found", "conflict"],
 )
 async def post_cancel(request: web.Request) -> web.StreamResponse:
     """Ask a run to stop."""
@@ -118,7 +129,7 @@ async def post_cancel(request: web.Request) -> web.StreamResponse:
     return json_response(run_resource(await request.app[CATALOGUE].run(run_id)), status=202)
 
 
-@operation(Scope.RUNS_READ, answers={200: _LOG}, errors=["not-found", "log-missing", "object-store-unavailable"])
+@operation(Scope.RUNS_READ, answers={200: _LOG}, errors=["not-found", "log-missing"])
 async def get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
     """Read the log of a run."""
     run_id = request.match_info["id"]
@@ -149,7 +160,7 @@ async def get_outputs(request: web.Request, query: PageQuery) -> web.StreamRespo
 @operation(
     Scope.RUNS_READ,
     answers={200: Answer(_FILE, None, (_ETAG,)), 304: Answer(None, "The caller has it already.", (_ETAG,))},
-    errors=["not-found", "output-missing", "object-store-unavailable"],
+    errors=["not-found", "output-missing"],
     headers=[_IF_NONE_MATCH],
 )
 async def get_output(request: web.Request) -> web.StreamResponse:

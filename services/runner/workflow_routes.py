@@ -30,7 +30,7 @@ class WorkflowRunsQuery(PageQuery):
 @operation(
     Scope.RUNS_WRITE,
     answers={202: Answer(WorkflowRun, "It is accepted.", (_LOCATION,))},
-    errors=[*REFERENCE_ERRORS, "invalid-workflow", *IDEMPOTENCY_ERRORS],
+    errors=[*REFERENCE_ERRORS, "workflow-not-found", *IDEMPOTENCY_ERRORS],
     headers=[IDEMPOTENCY_KEY],
 )
 async def post_workflow_run(request: web.Request, body: WorkflowRunRequest) -> web.StreamResponse:
@@ -69,9 +69,9 @@ async def get_workflow_run(request: web.Request) -> web.StreamResponse:
     Scope.RUNS_WRITE,
     by_slug=True,
     answers={202: Answer(WorkflowRun, "What was queued or running has been asked to stop.")},
-    errors=["not-found"],
+    errors=["not-found", "conflict"],
 )
-async def post_cancel(request: web.Request) -> web.StreamResponse:
+async def post_workflow_cancel(request: web.Request) -> web.StreamResponse:
     """Ask a workflow run to stop."""
     identifier = request.match_info["id"]
     request[PRINCIPAL].require(Scope.RUNS_WRITE, (await request.app[CATALOGUE].workflow_run(identifier)).run.workflow)
@@ -89,5 +89,5 @@ def routes() -> list[web.RouteDef]:
         web.post("/workflows/{slug}/runs", post_workflow_run),
         web.get("/workflow-runs", get_workflow_runs),
         web.get("/workflow-runs/{id}", get_workflow_run),
-        web.post("/workflow-runs/{id}/cancel", post_cancel),
+        web.post("/workflow-runs/{id}/cancel", post_workflow_cancel),
     ]

@@ -2,27 +2,17 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
 from libs.common.auth import Scope
 from libs.common.settings import ServiceSettings
-from services.builder.app import create_app as builder_app
 from services.builder.settings import BuilderSettings
-from services.registry.app import create_app as registry_app
 from services.registry.settings import RegistrySettings
-from services.runner.app import create_app as runner_app
 from services.runner.settings import RunnerSettings
+from tests.common.applications import applications
 from tests.e2e.stack import REPOSITORY
 
-_SETTINGS: dict[str, Any] = {
-    "database_url": "postgresql://nowhere/none",
-    "s3_endpoint": "http://127.0.0.1:1",
-    "s3_access_key": "none",
-    "s3_secret_key": "none",
-}
-_TOKEN: dict[str, Any] = {"registry_url": "http://127.0.0.1:1", "service_token": "none"}
 _OPERATIONS = (REPOSITORY / "docs/operations.md").read_text()
 
 
@@ -46,14 +36,9 @@ def test_every_scope_is_documented() -> None:
 def test_every_route_is_documented() -> None:
     page = (REPOSITORY / "docs/http.md").read_text()
     documented = set(re.findall(r"`(GET|PUT|POST|PATCH|DELETE) (/[^`?]*)\??[^`]*`", page))
-    made = [
-        registry_app(RegistrySettings(**_SETTINGS)),
-        builder_app(BuilderSettings(**_SETTINGS, **_TOKEN)),
-        runner_app(RunnerSettings(**_SETTINGS, **_TOKEN)),
-    ]
     routes = {
         (route.method, route.resource.canonical)
-        for application in made
+        for application in applications().values()
         for route in application.router.routes()
         if route.resource is not None and route.method != "HEAD"
     }

@@ -68,8 +68,10 @@ class RunningRegistry:
         return await make_token(self.backend, subject, *(scopes or ALL_SCOPES))
 
     async def request(self, method: str, path: str, *, token: str | None = "", **options: Any) -> Answer:
-        """Any request; with the administrator's token unless another is given, or None for none at all."""
+        """Any request; with the administrator's token unless another is given, or None for none. A text is JSON."""
         headers = dict(options.pop("headers", {}))
+        if isinstance(options.get("data"), str):
+            headers.setdefault("Content-Type", "application/json")
         if token is not None:
             headers["Authorization"] = f"Bearer {token or self.token}"
         options.setdefault("allow_redirects", False)

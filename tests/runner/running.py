@@ -42,8 +42,10 @@ class RunningRunner:
     stop: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     async def request(self, method: str, path: str, *, token: str | None = "", **options: Any) -> Answer:
-        """Any request; with the administrator's token unless another is given, or None for none at all."""
+        """Any request; with the administrator's token unless another is given, or None for none. A text is JSON."""
         headers = dict(options.pop("headers", {}))
+        if isinstance(options.get("data"), str):
+            headers.setdefault("Content-Type", "application/json")
         if token is not None:
             headers["Authorization"] = f"Bearer {token or self.token}"
         async with self.session.request(method, self.url + path, headers=headers, **options) as response:

@@ -24,7 +24,10 @@ class ResolveQuery(models.Request):
 
 @operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Page[models.Bundle]}, errors=["invalid-cursor"])
 async def list_bundles(request: web.Request, query: PageQuery) -> web.Response:
-    """List bundles by slug: those that the token may read."""
+    """List bundles by slug.
+
+    Those that the token may read.
+    """
     wanted, readable = query.wanted(), request[PRINCIPAL].patterns(Scope.BUNDLES_READ)
     rows = await catalog.list_bundles(request.app[POOL], readable, after=wanted.key, limit=wanted.limit + 1)
     return json_response(page_of(rows, wanted, models.Bundle.model_validate, lambda row: row.slug))
@@ -32,7 +35,10 @@ async def list_bundles(request: web.Request, query: PageQuery) -> web.Response:
 
 @operation(Scope.BUNDLES_READ, answers={200: models.Bundle}, errors=["bundle-not-found"])
 async def get_bundle(request: web.Request) -> web.Response:
-    """Get a bundle. `latest` is its highest active release."""
+    """Get a bundle.
+
+    `latest` is its highest active release.
+    """
     bundle = await catalog.get_bundle(request.app[POOL], request.match_info["slug"])
     return json_response(models.Bundle.model_validate(bundle))
 
@@ -77,9 +83,10 @@ async def list_files(request: web.Request, query: PageQuery) -> web.Response:
     errors=[*_NO_VERSION, "digest-not-found", *_NO_ARTIFACT],
 )
 async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
-    """Say what `latest`, a version or a digest means right now, with the artifact.
+    """Resolve a reference.
 
-    A digest stands for the newest revision that is or was this artifact, whatever replaced it since.
+    What `latest`, a version or a digest means right now, with the artifact. A digest stands for the newest revision
+    that is or was this artifact, whatever replaced it since.
     """
     resolved = await catalog.resolve(request.app[POOL], request.match_info["slug"], query.reference)
     return json_response(models.Resolution.model_validate(resolved))
@@ -87,7 +94,9 @@ async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
 
 @operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Artifact}, errors=_NO_ARTIFACT)
 async def get_artifact(request: web.Request) -> web.Response:
-    """Get an artifact: its sizes, manifest, platforms and native files.
+    """Get an artifact.
+
+    Its sizes, manifest, platforms, and native files with their paths.
 
     410 where it was collected, 409 where it is quarantined. There is none for a token that may read no bundle that has
     or had it.

@@ -12,7 +12,8 @@ from libs.common.auth import Scope
 from libs.common.errors import InvalidRequest
 from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, once
 from libs.common.identifiers import check_digest, check_slug, check_version
-from libs.common.reading import parse_model, read_body
+from libs.common.problem_types import ARCHIVE_KINDS
+from libs.common.reading import parse_model, read_body, require_json
 from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry import catalog, legacy
 from services.registry.body import chunks_of_body
@@ -34,8 +35,10 @@ _REFUSALS = [
     "version-quarantined",
     "platform-not-allowed",
     "artifact-lost",
-    "archive-too-large",
-    "object-store-unavailable",
+    *ARCHIVE_KINDS,
+    "invalid-manifest",
+    "manifest-mismatch",
+    "entry-missing",
 ]
 
 
@@ -59,16 +62,7 @@ class PublishQuery(models.Request):
         200: Answer(models.Version, "Replaced; or nothing has changed, because it has this content already."),
         201: Answer(models.Version, "The version is new."),
     },
-    errors=[
-        *_REFUSALS,
-        *_NO_ARTIFACT,
-        "body-not-empty",
-        "stale-digest",
-        "unprocessable",
-        "invalid-manifest",
-        "manifest-mismatch",
-        "entry-missing",
-    ],
+    errors=[*_REFUSALS, *_NO_ARTIFACT, "body-not-empty", "stale-digest"],
 )
 async def publish(request: web.Request, query: PublishQuery) -> web.Response:
     """Publish a version.
@@ -100,15 +94,7 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
         200: Answer(models.LegacyAnswer, "Nothing has changed: it has this content already."),
         201: Answer(models.LegacyAnswer, "The version is new, or has been replaced."),
     },
-    errors=[
-        *_REFUSALS,
-        "invalid-base64",
-        "checksum-mismatch",
-        "invalid-manifest",
-        "manifest-mismatch",
-        "entry-missing",
-        *IDEMPOTENCY_ERRORS,
-    ],
+    errors=[*_REFUSALS, "invalid-base64", "checksum-mismatch", *IDEMPOTENCY_ERRORS],
     headers=[IDEMPOTENCY_KEY],
 )
 async def publish_json(request: web.Request) -> web.Response:
@@ -116,6 +102,7 @@ async def publish_json(request: web.Request) -> web.Response:
 
     The tarball is base64, standard or URL-safe, or a data URL. What is wrong with it is 400.
     """
+    require_json(request)
     body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
     # To publish again what is published changes nothing: it need not be concluded with the publication.
     return await once(request, body, lambda _claim: _publish_json(request, body))

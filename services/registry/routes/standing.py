@@ -16,8 +16,9 @@ from services.registry.resources import POOL
     errors=["bundle-not-found", "nothing-to-change", "invalid-platform"],
 )
 async def patch_bundle(request: web.Request, body: models.BundlePatch) -> web.Response:
-    """Change a bundle: its names, whether it is immutable, for which platforms it may be published.
+    """Change a bundle.
 
+    Its names, whether it is immutable, for which platforms it may be published.
     Only an administrator may change `allowedPlatforms`, or take `immutable` back.
     """
     slug = request.match_info["slug"]
@@ -31,8 +32,9 @@ async def patch_bundle(request: web.Request, body: models.BundlePatch) -> web.Re
     errors=["bundle-not-found", "version-not-found", "nothing-to-change", "reason-required"],
 )
 async def patch_version(request: web.Request, body: models.VersionPatch) -> web.Response:
-    """Deprecate, yank or quarantine a version, or offer it again; make it immutable.
+    """Change the standing of a version.
 
+    Deprecate, yank or quarantine it, or offer it again; make it immutable.
     Only an administrator may put a version into quarantine, take it out of it, or take `immutable` back.
     """
     slug, version = request.match_info["slug"], request.match_info["version"]

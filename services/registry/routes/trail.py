@@ -77,10 +77,10 @@ async def list_events(request: web.Request, query: AuditQuery) -> web.Response:
 
 @operation(Scope.AUDIT_READ, answers={200: _EXPORT})
 async def export_events(request: web.Request, query: ExportQuery) -> web.StreamResponse:
-    """Export the audit trail as JSON lines, oldest first.
+    """Export the audit trail.
 
-    All events that match, in the order in which they were sealed. Without a filter it is what `audit-verify --export`
-    reads.
+    JSON lines, oldest first: all events that match, in the order in which they were sealed. Without a filter it is
+    what `audit-verify --export` reads.
     """
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson; charset=utf-8"})
     await response.prepare(request)
@@ -122,7 +122,10 @@ async def get_proof(request: web.Request) -> web.Response:
     errors=["tree-too-small", "no-checkpoint", "audit-not-signed", "audit-trail-inconsistent"],
 )
 async def get_consistency(request: web.Request, query: ConsistencyQuery) -> web.Response:
-    """Prove that the audit trail of one size continues that of another, with nothing changed or left out."""
+    """Prove that the trail has only grown.
+
+    That of the larger size continues that of the smaller, with nothing changed or left out.
+    """
     async with request.app[POOL].acquire() as connection:
         second = query.second or (await request.app[CHECKPOINTS].newest(connection)).tree_size
         return json_response(await evidence.prove_consistency(connection, query.first, second))
@@ -134,7 +137,10 @@ async def get_consistency(request: web.Request, query: ConsistencyQuery) -> web.
     errors=["no-checkpoint", "audit-not-signed", "audit-trail-inconsistent"],
 )
 async def get_checkpoint(request: web.Request) -> web.Response:
-    """Read the newest checkpoint: what of the audit trail was signed last."""
+    """Read the newest checkpoint.
+
+    What of the audit trail was signed last.
+    """
     async with request.app[POOL].acquire() as connection:
         newest = await request.app[CHECKPOINTS].newest(connection)
     return web.Response(text=newest.note, content_type="text/plain", charset="utf-8")
