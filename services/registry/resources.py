@@ -69,10 +69,9 @@ async def publisher(app: web.Application) -> AsyncIterator[None]:
     """Publications and rollbacks, which leave half of the connections to everybody else."""
     settings = app[SETTINGS]
     slots = asyncio.Semaphore(max(1, settings.database_pool_size // 2))
-    app[PUBLISHER] = Publisher(
-        app[POOL], app[OBJECTS], settings.archive_limits, slots, allowed_platforms=settings.platform_patterns
-    )
-    app[RESTORER] = Restorer(app[POOL], app[OBJECTS], slots)
+    allowed = settings.platform_patterns
+    app[PUBLISHER] = Publisher(app[POOL], app[OBJECTS], settings.archive_limits, slots, allowed_platforms=allowed)
+    app[RESTORER] = Restorer(app[POOL], app[OBJECTS], slots, allowed_platforms=allowed)
     yield
 
 

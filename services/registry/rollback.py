@@ -1,6 +1,7 @@
 """Going back: a version gets a new revision that points at an artifact that it had before."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs.common import audit
@@ -16,7 +17,7 @@ from services.registry.availability import get_available
 from services.registry.difference import difference_for_event
 from services.registry.placement import is_whole
 from services.registry.revisions import record_refusal
-from services.registry.store import artifacts, versions
+from services.registry.store import artifacts, bundles, versions
 from services.registry.store.versions import NewRevision, Revision, Version
 from services.registry.verdict import Outcome, Proposal, Refusal, judge_rollback
 
@@ -42,29 +43,35 @@ class _Decision:
 
 
 class Restorer:
-    """Rolls versions back. Whoever uses the database and the bucket has one of the `slots`; the others wait."""
+    """Rolls versions back. Whoever uses the database and the bucket has one of the `slots`; the others wait.
 
-    def __init__(self, pool: Pool, objects: ObjectStore, slots: asyncio.Semaphore) -> None:
+    `allowed_platforms` are those of bundles that don't name their own.
+    """
+
+    def __init__(
+        self, pool: Pool, objects: ObjectStore, slots: asyncio.Semaphore, *, allowed_platforms: Sequence[str]
+    ) -> None:
         self._pool = pool
         self._objects = objects
         self._slots = slots
+        self._policy = allowed_platforms
 
     async def roll_back(self, rollback: Rollback) -> Version:
         """The version as it is then. Going back to what is current changes nothing.
 
         Raises NotFound where there is no such version or it never had that artifact; Forbidden, PreconditionFailed,
-        Conflict or InvalidRequest as the verdict is, which is in the audit trail; Gone where the artifact was
-        collected, Conflict where its object is lost from the bucket, and Unavailable where the bucket can't be asked.
+        Conflict, Unprocessable or InvalidRequest as the verdict is, which is in the audit trail; Gone where the
+        artifact was collected, Conflict where its object is lost, and Unavailable where the bucket can't be asked.
         """
         await catalog.get_version(self._pool, rollback.proposal.slug, rollback.proposal.version)
         async with self._slots, self._pool.acquire() as connection:
-            decision = await _decide(connection, rollback, write=False)
+            decision = await _decide(connection, rollback, policy=self._policy, write=False)
             if decision.verdict is Outcome.REPLACED:
                 # Nobody removes the object as unused between the look at it and the row that refers to it.
                 async with artifacts.locked(connection, decision.target.digest):
                     await get_available(connection, decision.target.digest)
                     await self._require_object(decision.target, rollback.proposal)
-                    decision = await _decide(connection, rollback, write=True)
+                    decision = await _decide(connection, rollback, policy=self._policy, write=True)
         if isinstance(decision.verdict, Refusal):
             raise decision.verdict.error
         return decision.version
@@ -82,14 +89,18 @@ class Restorer:
         )
 
 
-async def _decide(connection: Connection, rollback: Rollback, *, write: bool) -> _Decision:
+async def _decide(connection: Connection, rollback: Rollback, *, policy: Sequence[str], write: bool) -> _Decision:
     """Decide under the lock on the version. A refusal is recorded; a revision is written only if `write`."""
     proposal = rollback.proposal
     async with connection.transaction():
         await versions.lock(connection, proposal.slug, proposal.version)
         before = after = await _current(connection, proposal)
         target = await _target(connection, before, rollback.to)
-        verdict = judge_rollback(before, target.digest, proposal, rollback.principal)
+        artifact = await artifacts.get(connection, target.digest)
+        if artifact is None:
+            raise LookupError(f"{target.digest} was a revision, and artifacts' rows are never removed")
+        allowed = await bundles.allowed_platforms(connection, proposal.slug) or policy
+        verdict = judge_rollback(before, artifact, proposal, rollback.principal, allowed_platforms=allowed)
         if isinstance(verdict, Refusal):
             await record_refusal(
                 connection,

@@ -10,6 +10,7 @@ from libs.common.errors import Conflict, Forbidden, InvalidRequest, Precondition
 from libs.common.models import VersionStatus, rfc3339
 from services.registry.gate import refuse_platforms
 from services.registry.inspection import Inspection
+from services.registry.store.artifacts import Artifact
 from services.registry.store.bundles import Description
 from services.registry.store.versions import Version
 
@@ -88,11 +89,16 @@ def judge(
     return Refusal(refusal, existing) if refusal else Outcome.REPLACED
 
 
-def judge_rollback(existing: Version, digest: str, proposal: Proposal, principal: Principal) -> Outcome | Refusal:
-    """Decide whether a version is to point at the artifact `digest`, which it had. Call it under the lock on it."""
-    if existing.digest == digest:
+def judge_rollback(
+    existing: Version, target: Artifact, proposal: Proposal, principal: Principal, *, allowed_platforms: Sequence[str]
+) -> Outcome | Refusal:
+    """Decide whether a version is to point at an artifact that it was. Call it under the lock on the version."""
+    if existing.digest == target.digest:
         return Outcome.IDENTICAL
-    refused = _refused_force(existing, proposal, principal)
+    native = [(file["path"], file["platform"]) for file in target.native]
+    refused = refuse_platforms(proposal.subject, native, allowed_platforms) or _refused_force(
+        existing, proposal, principal
+    )
     return Refusal(refused, existing) if refused else Outcome.REPLACED
 
 

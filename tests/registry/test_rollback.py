@@ -7,7 +7,7 @@ import pytest
 from libs.common.client import ServiceError
 from libs.common.models import RollbackRequest
 from tests.backend import Backend
-from tests.registry.bundles import bundle
+from tests.registry.bundles import MACHO, bundle
 from tests.registry.running import Answer, RunningRegistry, running_registry
 
 VERSION = "/job-bundles/hello/versions/1.0.0"
@@ -149,6 +149,22 @@ async def test_only_an_administrator_rolls_an_immutable_version_back(registry: R
     assert (await registry.actions())[-1] == "version.force_refused"
     version = (await roll_back(registry, toRevision=1)).json
     assert (version["revision"], version["immutable"]) == (3, True)
+
+
+async def test_platform_that_is_no_longer_allowed_is_no_way_back(registry: RunningRegistry) -> None:
+    await registry.publish(bundle(version="0.1.0"), version="0.1.0")
+    settings = {"allowedPlatforms": ["any"], "reason": "a Mac's"}
+    assert (await registry.request("PATCH", "/job-bundles/hello", json=settings)).status == 200
+    await registry.publish(bundle(files={"n.node": MACHO}))
+    second = (await registry.publish(SECOND, force="true", reason="for Linux")).json
+    settings = {"allowedPlatforms": ["linux"], "reason": "no Macs"}
+    assert (await registry.request("PATCH", "/job-bundles/hello", json=settings)).status == 200
+    refused = await roll_back(registry, toRevision=1)
+    assert (refused.status, refused.json["type"]) == (422, "urn:stowage:problem:platform-not-allowed")
+    assert refused.json["member"] == "n.node"
+    event = (await registry.audit())[-1]
+    assert (event["action"], event["detail"]["refusal"]) == ("version.force_refused", "platform-not-allowed")
+    assert (await registry.request("GET", VERSION)).json == second
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from services.registry.verdict import Proposal
         "bundle-immutable",
         "version-quarantined",
         "stale-digest",
+        "platform-not-allowed",
         "artifact-lost",
         "artifact-collected",
         "artifact-quarantined",
