@@ -197,6 +197,8 @@ class Revision(Resource):
     reason: str | None
     previous_digest: str | None
     build_id: str | None
+    collected_at: Timestamp | None = Field(None, description="Since when its artifact is gone, as nothing kept it.")
+    damaged_at: Timestamp | None = Field(None, description="Since when its artifact is quarantined as damaged.")
 
 
 class RollbackRequest(Request):

@@ -25,7 +25,7 @@ from services.registry.settings import RegistrySettings
 from services.registry.store.collection import Retention, claim
 from tests.backend import Backend
 from tests.registry.bundles import bundle
-from tests.registry.running import RunningRegistry
+from tests.registry.running import RunningRegistry, running_registry
 from tests.registry.test_races import assert_in_agreement
 
 AT_ONCE = Retention(keep_revisions=1, keep_used_days=1, grace_seconds=0)
@@ -129,6 +129,7 @@ async def test_collection_is_told_and_recorded(registry: RunningRegistry) -> Non
     assert (refused.status, refused.json["type"]) == (410, "urn:stowage:problem:artifact-collected")
     listed = (await registry.request("GET", f"{VERSION}/revisions")).json["items"]
     assert [item["digest"] for item in listed] == [new, old]  # the ledger is what it was
+    assert [item["collectedAt"] is not None for item in listed] == [False, True]
 
 
 async def test_collected_artifact_is_there_again_once_its_content_is_published(registry: RunningRegistry) -> None:
@@ -210,6 +211,33 @@ async def test_schedule_collects_when_the_interval_is_over(registry: RunningRegi
             await revisions(registry, 2 + number)
             await collecting.collect_if_due(BY_HAND, interval_seconds=3600)
             assert len(registry.keys("artifacts/")) == 1 + 2 * number  # the second time nothing was due
+
+
+async def test_registry_collects_and_scrubs_regularly(backend: Backend) -> None:
+    regularly = {"gc_interval_seconds": 0.1, "keep_revisions": 1, "scrub_interval_seconds": 0.1}
+    async with running_registry(backend, **regularly) as registry:
+        old, new = await revisions(registry, 2)
+        for _ in range(2):
+            await pass_time(registry, "100 days")
+            async with asyncio.timeout(20):
+                while len(marked := await backend.fetch(_MARKED_OR_COLLECTED)) == 0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert [row["digest"] for row in marked] == [old]
+        async with asyncio.timeout(20):
+            while present(registry) != {new}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        registry.objects.delete(registry.keys("artifacts/")[0])
+        async with asyncio.timeout(20):
+            while "artifact.quarantined" not in await registry.actions():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert (await backend.fetch("SELECT DISTINCT actor FROM audit.events WHERE action LIKE 'artifact.%'"))[0][0] == (
+        "registry"
+    )
+
+
+_MARKED_OR_COLLECTED = """
+    SELECT digest FROM registry.artifacts WHERE gc_marked_at IS NOT NULL OR collected_at IS NOT NULL
+"""
 
 
 def test_grace_must_be_longer_than_an_upload_may_take(backend: Backend) -> None:

@@ -24,6 +24,7 @@ BY_SLUG = {
     ("GET", "/job-bundles"),
     ("POST", "/job-bundles"),
     ("GET", "/artifacts/{digest}"),
+    ("POST", "/artifacts/uses"),
     ("GET", "/jobs"),
     ("GET", "/workflows"),
 }

@@ -85,6 +85,7 @@ _SET_IMMUTABLE = "UPDATE registry.versions SET immutable = $2 WHERE id = $1"
 _REVISIONS = """
     SELECT r.revision, r.digest, a.content_digest, a.size, a.unpacked_size, a.file_count, a.object_key, a.platforms,
            r.published_at, r.published_by, r.reason, r.previous_digest, r.build_id, r.rolled_back_to,
+           a.collected_at, a.damaged_at,
            CASE WHEN r.rolled_back_to IS NOT NULL THEN 'rolled_back'
                 WHEN r.revision > 1 THEN 'replaced'
                 ELSE 'published' END AS origin
@@ -174,6 +175,8 @@ class Revision(NewRevision):
     platforms: list[str]
     published_at: datetime
     origin: str
+    collected_at: datetime | None
+    damaged_at: datetime | None
 
 
 async def lock(connection: Connection, slug: str, version: str) -> None:
