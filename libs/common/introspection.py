@@ -2,10 +2,12 @@
 
 import time
 from collections import OrderedDict
+from http import HTTPStatus
 
 from libs.common.auth import Principal, known_grants, token_hash
 from libs.common.client import RegistryClient, ServiceError
-from libs.common.errors import Unavailable
+from libs.common.errors import TooManyRequests, Unavailable
+from libs.common.rate import UnknownTokens
 
 _KNOWN_SECONDS = 5.0
 _UNKNOWN_SECONDS = 1.0
@@ -17,11 +19,12 @@ class CachedIntrospection:
 
     A revoked token works for at most five seconds more, a new one at the latest a second after it was tried too early.
     Tokens are remembered by their hash, the most recent 4096 of them. Raises Unavailable when the registry can't be
-    asked, never anything that looks like an answer.
+    asked, never anything that looks like an answer; TooManyRequests while too many unknown tokens are tried.
     """
 
-    def __init__(self, registry: RegistryClient) -> None:
+    def __init__(self, registry: RegistryClient, unknown: UnknownTokens) -> None:
         self._registry = registry
+        self._unknown = unknown
         self._answers: OrderedDict[bytes, tuple[float, Principal | None]] = OrderedDict()
 
     async def __call__(self, token: str) -> Principal | None:
@@ -29,7 +32,12 @@ class CachedIntrospection:
         remembered = self._answers.get(key)
         if remembered is not None and time.monotonic() < remembered[0]:
             return remembered[1]
+        was_known = remembered is not None and remembered[1] is not None
+        if not was_known:
+            self._unknown.admit()
         principal = await self._ask(token)
+        if principal is not None and not was_known:
+            self._unknown.was_known()
         expires = time.monotonic() + (_UNKNOWN_SECONDS if principal is None else _KNOWN_SECONDS)
         self._answers[key] = (expires, principal)
         self._answers.move_to_end(key)
@@ -41,6 +49,8 @@ class CachedIntrospection:
         try:
             answer = await self._registry.introspect(token)
         except ServiceError as error:
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+                raise TooManyRequests(error.message, kind=error.kind, retry_after_seconds=1) from error
             raise Unavailable(
                 f"the registry did not say whom the token speaks for: {error.message} "
                 "If this goes on, check the service token of this service.",

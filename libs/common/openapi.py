@@ -28,6 +28,7 @@ _WITH_TOKEN = (
     "unauthenticated",
     "forbidden",
     "too-many-requests",
+    "too-many-unknown-tokens",
     "unavailable",
     "database-unavailable",
     "object-store-unavailable",

@@ -180,7 +180,15 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
     **_of(
         HTTPStatus.TOO_MANY_REQUESTS,
         {
-            "too-many-requests": "there is no room for it just now. Try again later.",
+            "too-many-requests": "the token of “ci” asks more often than 20 times a second "
+            "(STOWAGE_REGISTRY_TOKEN_REQUESTS_PER_SECOND). Ask again later, or less often.",
+            "too-many-unknown-tokens": "more than 50 unknown tokens a second are tried here "
+            "(STOWAGE_REGISTRY_UNKNOWN_TOKENS_PER_SECOND). If this token is new, ask again in a moment.",
+            "too-many-uploads": "the token of “ci” uploads 4 tarballs just now, which is as many as may go at a time "
+            "(STOWAGE_REGISTRY_TOKEN_UPLOADS). Publish this one when another has ended.",
+            "upload-quota-exceeded": "the token of “ci” may upload 1073741824 bytes in a day "
+            "(STOWAGE_REGISTRY_TOKEN_UPLOAD_BYTES_PER_DAY), and has uploaded 1073000000: 1000000 more are too many. "
+            "Publish later.",
             "queue-full": "100000 runs are queued, which is the limit. Try again when some have ended.",
         },
     ),

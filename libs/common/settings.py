@@ -28,12 +28,21 @@ class ServiceSettings(BaseSettings):
     s3_secret_key: SecretStr = Field(description="Secret key for the S3 server.")
     s3_bucket: str = Field("stowage", description="The bucket.")
     s3_region: str = Field("us-east-1", description="Region of the bucket; self-hosted servers take any.")
+    token_requests_per_second: float | None = Field(None, gt=0, description="Requests of one token; any without it.")
+    token_request_burst: int = Field(100, ge=1, description="Requests of one token at once, where they are bounded.")
+    unlimited_subjects: list[str] = Field(["builder", "runner"], description="Whose tokens no such limit is for.")
+    unknown_tokens_per_second: float = Field(50.0, gt=0, description="How many tokens may be tried that nobody knows.")
     idempotency_key_seconds: float = Field(
         86_400.0, gt=0, description="How long answers to requests with a key are kept."
     )
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     shutdown_seconds: float = Field(20.0, gt=0, description="How long open requests may take to finish on SIGTERM.")
+
+    @classmethod
+    def variable(cls, setting: str) -> str:
+        """The name of the variable that says what `setting` is."""
+        return f"{cls.model_config['env_prefix']}{setting}".upper()
 
     @classmethod
     def from_environment(cls) -> Self:

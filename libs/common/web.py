@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from prometheus_client import Counter
 from pydantic import BaseModel
 
 from libs.common.api import Answer, Content, operation, operation_of
@@ -23,6 +24,7 @@ from libs.common.metrics import Metrics
 from libs.common.models import Health, Readiness
 from libs.common.openapi import Tag
 from libs.common.problems import ANSWER_BEGUN, REQUEST_ID, Handler, problems_middleware
+from libs.common.rate import RequestLimit, RequestRates, refusals_counter
 from libs.common.reading import MAX_JSON_BYTES
 from libs.common.reference import reference_routes
 from libs.common.settings import ServiceSettings
@@ -32,6 +34,7 @@ Check: TypeAlias = Callable[[], Awaitable[None]]
 
 PRINCIPAL = web.RequestKey("principal", Principal)
 METRICS = web.AppKey("metrics", Metrics)
+REFUSALS = web.AppKey("refusals", Counter)
 _OPEN_REQUESTS: web.AppKey[dict[str, web.Request]] = web.AppKey("open_requests")
 
 _UNLOGGED_PATHS = ("/livez", "/readyz", "/metrics")
@@ -54,21 +57,26 @@ def create_application(
     authenticate: Authenticate,
     checks: Mapping[str, Check],
     tags: Sequence[Tag],
+    limit: RequestLimit,
     max_body_bytes: int = MAX_JSON_BYTES,
 ) -> web.Application:
     """An application with these routes, and those that every service has, which need no token.
 
     `checks` are what `/readyz` asks, by name; each raises when its part can't be used. What `/metrics` shows beyond
     requests, event loop and process, the service adds to `application[METRICS]`. `tags` group the routes in the
-    reference.
+    reference. `limit` is for each token.
     """
+    metrics = Metrics()
+    refusals = refusals_counter(metrics.registry)
+    rates = RequestRates(limit, refusals)
     application = web.Application(
-        middlewares=[_request_middleware(service), problems_middleware(service), _auth_middleware(authenticate)],
+        middlewares=[_request_middleware(service), problems_middleware(service), _auth_middleware(authenticate, rates)],
         client_max_size=max_body_bytes,
     )
     application[_OPEN_REQUESTS] = {}
-    application[METRICS] = Metrics()
-    served = [*routes, *_common_routes(checks, application[METRICS])]
+    application[METRICS] = metrics
+    application[REFUSALS] = refusals
+    served = [*routes, *_common_routes(checks, metrics)]
     for route in (*served, *reference_routes(service, served, tags)):
         if operation_of(route.handler) is None:
             raise TypeError(f"{route.method} {route.path} does not say what it promises: use libs.common.api.operation")
@@ -189,7 +197,7 @@ def _request_middleware(service: str) -> Middleware:
     return middleware
 
 
-def _auth_middleware(authenticate: Authenticate) -> Middleware:
+def _auth_middleware(authenticate: Authenticate, rates: RequestRates) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         declared = operation_of(request.match_info.handler)  # None where no route matched, which is then 404 or 405
@@ -203,6 +211,7 @@ def _auth_middleware(authenticate: Authenticate) -> Middleware:
         if principal is None:
             raise Unauthenticated("the token is unknown, expired or revoked.")
         request[PRINCIPAL] = principal
+        rates.admit(principal)
         if declared is not None and declared.scope is not None:
             if declared.by_slug:
                 principal.require_some(declared.scope)

@@ -12,7 +12,8 @@ from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
 from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.objects import ObjectStore
-from libs.common.web import METRICS, CleanupContext, create_application
+from libs.common.rate import RequestLimit, UnknownTokens
+from libs.common.web import METRICS, REFUSALS, CleanupContext, create_application
 from services.builder.builds import Builds
 from services.builder.imports import Imports
 from services.builder.ledger import Ledger
@@ -47,7 +48,12 @@ def create_app(settings: BuilderSettings) -> web.Application:
         await asyncio.to_thread(application[_OBJECTS].check)
 
     application = create_application(
-        SERVICE, routes=routes(), tags=TAGS, authenticate=authenticate, checks={"database": database, "bucket": bucket}
+        SERVICE,
+        routes=routes(),
+        tags=TAGS,
+        authenticate=authenticate,
+        checks={"database": database, "bucket": bucket},
+        limit=RequestLimit.of(settings),
     )
     application[_STOPPING] = asyncio.Event()
     application.cleanup_ctx.append(_connections(settings))
@@ -70,7 +76,9 @@ def _connections(settings: BuilderSettings) -> CleanupContext:
                 application[METRICS].watch_pool(pool)
                 application[_OBJECTS] = objects
                 application[_REGISTRY] = registry
-                application[_INTROSPECTION] = CachedIntrospection(registry)
+                application[_INTROSPECTION] = CachedIntrospection(
+                    registry, UnknownTokens.of(settings, application[REFUSALS])
+                )
                 keys = IdempotencyKeys(pool, SERVICE, keep_seconds=settings.idempotency_key_seconds)
                 application[IDEMPOTENCY_KEYS] = keys
                 async with keys.forgetting():

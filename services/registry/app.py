@@ -5,6 +5,7 @@ import asyncio
 from aiohttp import web
 
 from libs.common.auth import Principal
+from libs.common.rate import RequestLimit
 from libs.common.web import create_application
 from services.registry.resources import AUTHENTICATOR, CONTEXTS, OBJECTS, POOL, SETTINGS
 from services.registry.routes import ROUTES, TAGS
@@ -30,6 +31,7 @@ def create_app(settings: RegistrySettings) -> web.Application:
         tags=TAGS,
         authenticate=authenticate,
         checks={"database": check_database, "bucket": check_bucket},
+        limit=RequestLimit.of(settings),
     )
     app[SETTINGS] = settings
     app.cleanup_ctx.extend(CONTEXTS)

@@ -12,10 +12,12 @@ from libs.common.database import Pool, open_pool
 from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
 from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
-from libs.common.web import METRICS, CleanupContext
+from libs.common.rate import UnknownTokens
+from libs.common.web import METRICS, REFUSALS, CleanupContext
 from services.registry import upkeep
 from services.registry.checkpoints import Checkpoints, seal_regularly
 from services.registry.diff import Differ, TextBounds
+from services.registry.limits import UploadLimits
 from services.registry.notes import Signer
 from services.registry.publication import Publisher
 from services.registry.rollback import Restorer
@@ -30,6 +32,7 @@ PUBLISHER = web.AppKey("publisher", Publisher)
 DIFFER = web.AppKey("differ", Differ)
 RESTORER = web.AppKey("restorer", Restorer)
 CHECKPOINTS = web.AppKey("checkpoints", Checkpoints)
+UPLOADS = web.AppKey("uploads", UploadLimits)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 
 
@@ -40,7 +43,10 @@ async def database(app: web.Application) -> AsyncIterator[None]:
     async with open_pool(url, size=settings.database_pool_size, application_name="stowage-registry") as pool:
         app[POOL] = pool
         app[METRICS].watch_pool(pool)
-        app[AUTHENTICATOR] = Authenticator(pool, cache_seconds=settings.token_cache_seconds)
+        app[AUTHENTICATOR] = Authenticator(
+            pool, UnknownTokens.of(settings, app[REFUSALS]), cache_seconds=settings.token_cache_seconds
+        )
+        app[UPLOADS] = UploadLimits(settings, app[REFUSALS])
         keys = app[IDEMPOTENCY_KEYS] = IdempotencyKeys(pool, "registry", keep_seconds=settings.idempotency_key_seconds)
         async with keys.forgetting():
             yield

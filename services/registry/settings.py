@@ -25,6 +25,9 @@ class RegistrySettings(ServiceSettings):
     max_unpacked_bytes: int = Field(16 * _GIB, ge=1, description="Largest tarball, uncompressed.")
     max_entries: int = Field(200_000, ge=1, description="Most members of a tarball.")
     max_json_publish_bytes: int = Field(64 * _MIB, ge=1, description="Largest body of POST /job-bundles.")
+    token_uploads: int | None = Field(None, ge=1, description="Uploads of one token at a time; any without it.")
+    token_upload_bytes_per_hour: int | None = Field(None, ge=1, description="Bytes that one token may upload.")
+    token_upload_bytes_per_day: int | None = Field(None, ge=1, description="Bytes that one token may upload.")
     allowed_platforms: str = Field(
         "linux", description="Platforms that bundles may be published for: patterns with commas between, or any."
     )

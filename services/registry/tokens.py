@@ -17,6 +17,7 @@ from libs.common.idempotency import Conclude, nothing
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.models import TokenRequest
+from libs.common.rate import UnknownTokens
 from services.registry.store import tokens
 from services.registry.store.tokens import NewToken, Token, TokenFilter
 
@@ -30,14 +31,18 @@ _log = get_logger("registry")
 class Authenticator:
     """Recognises tokens, and remembers for `cache_seconds` whom one speaks for. Unknown ones are not remembered."""
 
-    def __init__(self, pool: Pool, *, cache_seconds: float) -> None:
+    def __init__(self, pool: Pool, unknown: UnknownTokens, *, cache_seconds: float) -> None:
         self._pool = pool
+        self._unknown = unknown
         self._cache_seconds = cache_seconds
         self._known: dict[bytes, tuple[float, Principal]] = {}
         self._used: dict[str, float] = {}  # token id -> when, until it is noted
 
     async def principal(self, token: str) -> Principal | None:
-        """Whom a token speaks for; None where it is unknown, expired or revoked."""
+        """Whom a token speaks for; None where it is unknown, expired or revoked.
+
+        TooManyRequests while too many are tried that nobody knows.
+        """
         principal = await self._recognise(token)
         if principal is not None:
             self._used[principal.token_id] = time.monotonic()
@@ -67,12 +72,17 @@ class Authenticator:
         until, principal = self._known.get(hashed, (0.0, None))
         if principal is not None and now < until:
             return principal
+        was_known = principal is not None
+        if not was_known:
+            self._unknown.admit()
         async with self._pool.acquire() as connection:
             live = await tokens.find_live(connection, hashed)
             if live is None:
                 self._known.pop(hashed, None)
                 await _note_refusal(connection, hashed)
                 return None
+        if not was_known:
+            self._unknown.was_known()
         principal = Principal(live.subject, known_grants(live.scopes), live.id)
         seconds = self._cache_seconds
         if live.expires_at is not None:

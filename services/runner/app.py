@@ -17,7 +17,8 @@ from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.log import get_logger
 from libs.common.objects import ObjectStore
-from libs.common.web import METRICS, create_application
+from libs.common.rate import RequestLimit, UnknownTokens
+from libs.common.web import METRICS, REFUSALS, create_application
 from services.runner import routes, workflow_routes
 from services.runner.acceptance import Acceptance
 from services.runner.attempt import Workshop
@@ -61,6 +62,7 @@ def create_app(settings: RunnerSettings) -> web.Application:
         authenticate=parts.authenticate,
         checks={"database": parts.check_database, "bucket": parts.check_bucket, "queue": parts.check_queue},
         tags=routes.TAGS,
+        limit=RequestLimit.of(settings),
     )
     application[routes.STOPPING] = parts.stopping
     application.cleanup_ctx.append(parts.running)
@@ -101,7 +103,7 @@ class _Parts:
             registry = await stack.enter_async_context(
                 RegistryClient(settings.registry_url, settings.service_token.get_secret_value())
             )
-            self._introspection = CachedIntrospection(registry)
+            self._introspection = CachedIntrospection(registry, UnknownTokens.of(settings, application[REFUSALS]))
             standing = Standing(registry, seconds=settings.quarantine_seconds)
             pool = self._pool = await stack.enter_async_context(
                 open_pool(

@@ -21,6 +21,7 @@ from libs.common.models import Artifact, Health, Page, Request
 from libs.common.openapi import Tag, make_document
 from libs.common.problem_types import PROBLEM_TYPES
 from libs.common.problems import status_of
+from libs.common.rate import RequestLimit
 from libs.common.reference import reference_routes
 from libs.common.reference_page import render_page
 from libs.common.version import VERSION
@@ -183,7 +184,14 @@ async def test_a_route_that_is_declared_in_part_is_refused() -> None:
         return web.Response()
 
     with pytest.raises(TypeError, match="does not say what it promises"):
-        create_application("x", routes=[web.get("/x", silent)], authenticate=None, checks={}, tags=[])  # type: ignore[arg-type]
+        create_application(
+            "x",
+            routes=[web.get("/x", silent)],
+            authenticate=None,  # type: ignore[arg-type]
+            checks={},
+            tags=[],
+            limit=RequestLimit(None, 1, (), "NONE"),
+        )
 
 
 class _Unseen(Request):

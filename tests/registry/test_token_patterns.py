@@ -6,11 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from libs.common.api import operation_of
 from libs.common.auth import Grant, Principal, Scope, known_grants, parse_scopes
 from libs.common.errors import InvalidRequest
 from libs.common.introspection import CachedIntrospection
+from libs.common.rate import UnknownTokens, refusals_counter
 from services.registry.routes import ROUTES
 from tests.backend import Backend
 from tests.registry.bundles import bundle
@@ -185,7 +187,8 @@ async def test_older_body_is_checked_for_its_slug(registry: RunningRegistry) -> 
 async def test_other_services_learn_the_patterns(registry: RunningRegistry) -> None:
     created = await registry.request("POST", "/tokens", json={"subject": "ci", "scopes": ["runs:write:mine-*"]})
     assert created.json["scopes"] == ["runs:write:mine-*"]
-    principal = await CachedIntrospection(registry.client)(created.json["token"])
+    unknown = UnknownTokens(50, "UNKNOWN_TOKENS", refusals_counter(CollectorRegistry()))
+    principal = await CachedIntrospection(registry.client, unknown)(created.json["token"])
     assert principal == Principal("ci", parse_scopes(["runs:write:mine-*"]), created.json["id"])
     narrow = await registry.token_for("runner", "bundles:read:mine-*")
     assert (await registry.request("POST", "/tokens/introspect", token=narrow, json={"token": "x"})).status == 403

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from libs.common.client import RegistryClient, ServiceError
 from libs.common.database import Notifications, open_pool
@@ -14,11 +15,16 @@ from libs.common.introspection import CachedIntrospection
 from libs.common.journal import Journal
 from libs.common.models import Introspection, RunState
 from libs.common.objects import run_log_prefix
+from libs.common.rate import UnknownTokens, refusals_counter
 from services.runner.logs import RunLogs
 from tests.backend import Backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import running_runner
+
+
+def _introspection(client: RegistryClient) -> CachedIntrospection:
+    return CachedIntrospection(client, UnknownTokens(50, "UNKNOWN_TOKENS", refusals_counter(CollectorRegistry())))
 
 
 class _CountingClient(RegistryClient):
@@ -32,7 +38,7 @@ class _CountingClient(RegistryClient):
 async def test_whom_a_token_speaks_for_is_asked_once_in_a_few_seconds(registry: RunningRegistry) -> None:
     token = await registry.token_for("dora", "runs:read")
     async with _CountingClient(registry.url, registry.token) as client:
-        introspection = CachedIntrospection(client)
+        introspection = _introspection(client)
         found = [await introspection(token) for _ in range(20)]
         assert client.asked == 1
         assert found[0] is not None
@@ -49,7 +55,7 @@ async def test_what_was_remembered_is_forgotten_again(
     token = await registry.token_for("emil", "runs:read")
     (row,) = await registry.backend.fetch("SELECT id FROM registry.tokens WHERE subject = 'emil'")
     async with _CountingClient(registry.url, registry.token) as client:
-        introspection = CachedIntrospection(client)
+        introspection = _introspection(client)
         assert await introspection(token) is not None
         assert await introspection("stw_wrong") is None
         answer = await registry.request("DELETE", f"/tokens/{row['id']}")
@@ -69,10 +75,10 @@ async def test_what_was_remembered_is_forgotten_again(
 async def test_a_registry_that_cannot_be_asked_is_no_answer(registry: RunningRegistry) -> None:
     async with RegistryClient("http://127.0.0.1:9", "token") as client:
         with pytest.raises(Unavailable):
-            await CachedIntrospection(client)("stw_any")
+            await _introspection(client)("stw_any")
     async with RegistryClient(registry.url, "stw_not_a_service") as client:
         with pytest.raises(Unavailable, match="check the service token"):
-            await CachedIntrospection(client)("stw_any")
+            await _introspection(client)("stw_any")
         with pytest.raises(ServiceError):
             await client.introspect("stw_any")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 
 from aiohttp import web
 from pydantic import Field
@@ -17,8 +18,9 @@ from libs.common.reading import parse_model, read_body, require_json
 from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry import catalog, legacy
 from services.registry.body import chunks_of_body
+from services.registry.limits import Upload
 from services.registry.publication import Published
-from services.registry.resources import POOL, PUBLISHER, SETTINGS
+from services.registry.resources import POOL, PUBLISHER, SETTINGS, UPLOADS
 from services.registry.verdict import Outcome, Proposal
 
 _TARBALL = Content(
@@ -39,6 +41,8 @@ _REFUSALS = [
     "invalid-manifest",
     "manifest-mismatch",
     "entry-missing",
+    "too-many-uploads",
+    "upload-quota-exceeded",
 ]
 
 
@@ -79,7 +83,8 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
         build_id=query.build_id,
     )
     if query.digest is None:
-        published = await _publish(request, proposal, _body(request))
+        with _admitted(request) as upload:
+            published = await _publish(request, proposal, upload.counted(_body(request)))
     else:
         published = await _publish_stored(request, proposal, check_digest(query.digest))
     status = 201 if published.outcome is Outcome.CREATED else 200
@@ -103,7 +108,9 @@ async def publish_json(request: web.Request) -> web.Response:
     The tarball is base64, standard or URL-safe, or a data URL. What is wrong with it is 400.
     """
     require_json(request)
-    body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
+    with _admitted(request) as upload:
+        body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
+        upload.charge(len(body))
     # To publish again what is published changes nothing: it need not be concluded with the publication.
     return await once(request, body, lambda _claim: _publish_json(request, body))
 
@@ -135,6 +142,10 @@ async def _publish_stored(request: web.Request, proposal: Proposal, digest: str)
             kind="body-not-empty",
         )
     return await request.app[PUBLISHER].publish_stored(proposal, digest, request[PRINCIPAL], origin_of(request))
+
+
+def _admitted(request: web.Request) -> AbstractContextManager[Upload]:
+    return request.app[UPLOADS].admitted(request[PRINCIPAL], request.content_length)
 
 
 def _body(request: web.Request) -> AsyncIterator[bytes]:
