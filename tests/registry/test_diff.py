@@ -1,13 +1,18 @@
 """What differs between artifacts: members, totals, platforms, manifests, and the lines of texts."""
 
+import asyncio
 import hashlib
 import json
 import os
 import tarfile
+import threading
 from typing import Any
 
 import pytest
 
+from libs.common.database import open_pool
+from services.registry.diff_contents import Abandoned, read_members
+from services.registry.store import artifacts
 from tests.backend import Backend
 from tests.registry.bundles import bundle, compress, manifest, pack, tar
 from tests.registry.running import Answer, RunningRegistry, running_registry
@@ -297,6 +302,33 @@ async def test_texts_of_a_quarantined_version_are_not_shown(registry: RunningReg
             refused = await diff(registry, *sides, text="true")
             assert (refused.status, refused.json["type"]) == (403, "urn:stowage:problem:version-quarantined")
         assert (await diff(registry, reference, "1.1.0")).status == 200
+
+
+async def test_caller_who_leaves_stops_the_comparison(registry: RunningRegistry) -> None:
+    old, _ = await publish(
+        registry, *(bundle(files={"n": f"{number}\n", "data": os.urandom(8_000_000)}) for number in range(2))
+    )
+    for _ in range(3):  # more than are compared at a time
+        reader, writer = await asyncio.open_connection("127.0.0.1", registry.port)
+        writer.write(
+            f"GET {DIFF}?from=1.0.0@r1&to=1.0.0&text=true HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {registry.token}\r\n\r\n".encode()
+        )
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+        await writer.wait_closed()
+        assert await reader.read() == b""
+    await registry.settled()
+    assert (await diff(registry, "1.0.0@r1", "1.0.0", text="true")).json["items"][1]["text"] is not None
+    url = registry.backend.database_url
+    async with open_pool(url, size=1, application_name="test") as pool, pool.acquire() as connection:
+        artifact = await artifacts.get(connection, old["digest"])
+    assert artifact is not None
+    abandoned = threading.Event()
+    abandoned.set()
+    with pytest.raises(Abandoned):
+        await asyncio.to_thread(read_members, registry.objects, artifact, {"n": 2}, abandoned)
 
 
 async def test_texts_need_the_bucket_and_members_do_not(backend: Backend) -> None:
