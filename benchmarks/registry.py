@@ -9,6 +9,7 @@
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -141,7 +142,8 @@ async def _compare_publishing(server: Server, rounds: int) -> None:
         version = f"0.{number}.0"
         data = b"".join(_tarball(200 * _MB, version))
         begun = time.perf_counter()
-        await server.client.publish("hello", version, _pieces(data))
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        await server.client.publish("hello", version, _pieces(data), digest=digest)
         published = time.perf_counter()
         await asyncio.to_thread(
             bucket.put_object, Bucket=backend.bucket, Key=f"by-hand-{number}", Body=io.BytesIO(data)

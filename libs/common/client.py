@@ -101,9 +101,13 @@ class RegistryClient(ServiceClient):
         reason: str | None = None,
         expected_digest: str | None = None,
         build_id: str | None = None,
+        digest: str | None = None,
     ) -> tuple[int, models.Version]:
-        """Publish a tarball: the status (201 new, 200 replaced or identical) and the version as it is now."""
-        wanted = {"reason": reason, "expectedDigest": expected_digest, "buildId": build_id}
+        """Publish a tarball: the status (201 new, 200 replaced or identical) and the version as it is now.
+
+        With its `digest` it is checked against that, and stored without a copy.
+        """
+        wanted = {"reason": reason, "expectedDigest": expected_digest, "buildId": build_id, "digest": digest}
         parameters = {key: value for key, value in wanted.items() if value is not None}
         if force:
             parameters["force"] = "true"

@@ -78,10 +78,22 @@ class ListedObject:
 Listing: TypeAlias = list[ListedObject]
 
 
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """A multipart upload that was begun at `initiated`, by the server's clock."""
+
+    key: str
+    id: str
+    initiated: datetime
+
+
+ARTIFACTS = "artifacts/sha256/"
+
+
 def artifact_key(digest: str, compression: str) -> str:
     """Where the artifact with `digest` (`sha256:<hex>`) lives: `artifacts/sha256/ab/abcd….tgz`, `.tar.zst` for zstd."""
     value = digest.removeprefix("sha256:")
-    return f"artifacts/sha256/{value[:2]}/{value}.{'tar.zst' if compression == 'zstd' else 'tgz'}"
+    return f"{ARTIFACTS}{value[:2]}/{value}.{'tar.zst' if compression == 'zstd' else 'tgz'}"
 
 
 def build_log_key(build_id: str) -> str:
@@ -245,22 +257,20 @@ class ObjectStore:
                     ListedObject(item["Key"], item["Size"], item["LastModified"]) for item in page.get("Contents", [])
                 ]
 
-    def uploads_in_flight(self, prefix: str) -> Iterator[str]:
-        """The keys under `prefix` whose multipart uploads were neither completed nor aborted."""
+    def uploads_in_flight(self, prefix: str) -> "Iterator[PendingUpload]":
+        """The multipart uploads under `prefix` that were neither completed nor aborted."""
         with _translated("list uploads", prefix):
-            found = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix).get("Uploads", [])
-        return (item["Key"] for item in found)
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+            for page in pages:
+                for item in page.get("Uploads", []):
+                    yield PendingUpload(item["Key"], item["UploadId"], item["Initiated"])
 
-    def abort_uploads(self, prefix: str, *, stale: Callable[[str], bool] = lambda _key: True) -> int:
-        """Abort multipart uploads in flight under `prefix` whose key is `stale`; returns how many there were."""
-        with _translated("list uploads", prefix):
-            pending = [
-                item
-                for item in self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix).get("Uploads", [])
-                if stale(item["Key"])
-            ]
-            for item in pending:
-                self._client.abort_multipart_upload(Bucket=self.bucket, Key=item["Key"], UploadId=item["UploadId"])
+    def abort_uploads(self, prefix: str, *, stale: "Callable[[PendingUpload], bool]" = lambda _upload: True) -> int:
+        """Abort multipart uploads in flight under `prefix` that are `stale`; returns how many there were."""
+        pending = [upload for upload in self.uploads_in_flight(prefix) if stale(upload)]
+        for upload in pending:
+            with _translated("abort the upload of", upload.key):
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
         return len(pending)
 
     def presigned_url(self, key: str, *, expires_seconds: int, filename: str) -> str:

@@ -61,7 +61,6 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
             "reason-required": "replacing hello@1.2.0 needs the parameter reason: say why, in a sentence.",
             "nothing-to-change": "say what of hello@1.2.0 is to change: status, immutable or both.",
             "invalid-platform": "name at least one platform, as in linux/x64, or any.",
-            "body-not-empty": "the digest names the artifact, but a body came as well. Send one of them.",
             "body-stalled": "nothing came for 60 seconds. Publish again.",
             "body-damaged": "the body is damaged: it ended before its length. Publish again.",
         },
@@ -161,6 +160,7 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
     **_of(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         {
+            "digest-mismatch": "the tarball is sha256:…, not sha256:…, which the parameter digest says.",
             "unknown-bundle": "the example greetings has no bundle farewell. It has hello.",
             "idempotency-key-reused": "the idempotency key daily was used for another request. Use a new key for each "
             "run that you want.",

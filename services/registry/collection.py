@@ -17,12 +17,11 @@ from libs.common.database import Connection, Pool, alone
 from libs.common.errors import Unavailable
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
-from libs.common.objects import ListedObject, Listing, ObjectStore
+from libs.common.objects import ARTIFACTS, ListedObject, Listing, ObjectStore
 from services.registry import sweep
 from services.registry.store import artifacts, collection
 from services.registry.store.collection import Candidate, Retention
 
-ARTIFACTS = "artifacts/sha256/"
 """What the keys of artifacts begin with."""
 
 _KEY = re.compile(r"artifacts/sha256/([0-9a-f]{2})/(\1[0-9a-f]{62})\.(?:tgz|tar\.zst)")

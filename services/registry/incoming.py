@@ -1,19 +1,22 @@
-"""A tarball on its way in: streamed to `uploads/<id>` in parts, and inspected while it streams.
+"""A tarball on its way in: streamed to the bucket in parts, and inspected while it streams.
 
-One part is uploaded in one thread and inspected in another while the next is being received, so memory holds two parts
-whatever the size. Nothing is left when the context ends: the parts are aborted, or the completed object deleted.
+Where its publisher has said its digest, the parts go to the key that an artifact with this digest has, which nobody
+sees before they are completed; otherwise to `uploads/<id>`, to be copied from there. One part is uploaded in one thread
+and inspected in another while the next is being received, so memory holds two parts whatever the size. Nothing is left
+when the context ends: the parts are aborted, or the completed object below `uploads/` is deleted.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from libs.common.archive import ArchiveError, ArchiveErrorCode, ArchiveLimits
+from libs.common.archive.compression import MAGIC_BYTES, source_for
 from libs.common.completion import to_the_end
 from libs.common.errors import StowageError, TooLarge, Unprocessable
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
-from libs.common.objects import PART_BYTES, ObjectStore, Upload
+from libs.common.objects import PART_BYTES, ObjectStore, Upload, artifact_key
 from services.registry.inspection import Inspection, ManifestError, UploadInspection
 
 UPLOADS = "uploads/"
@@ -32,7 +35,7 @@ class Incoming:
         self._completed = False
 
     def complete(self) -> str:
-        """The key of the object that now holds the tarball, until the context ends."""
+        """The key of the object that now holds the tarball: the artifact's own, or one until the context ends."""
         if not self._completed:
             self._upload.complete()
             self._completed = True
@@ -42,8 +45,9 @@ class Incoming:
 class _Reception:
     """The state of one upload while its parts come in."""
 
-    def __init__(self, objects: ObjectStore, limits: ArchiveLimits) -> None:
+    def __init__(self, objects: ObjectStore, limits: ArchiveLimits, declared: str | None) -> None:
         self._objects = objects
+        self._declared = declared
         self._key = f"{UPLOADS}{new_id('upl')}"
         self._inspection = UploadInspection(limits)
         self._upload: Upload | None = None
@@ -62,6 +66,14 @@ class _Reception:
         await self._previous_part()
         with _as_refusals():
             inspection = await asyncio.to_thread(self._inspection.finish)
+        if self._declared not in (None, inspection.digest):
+            raise Unprocessable(
+                f"the tarball is {inspection.digest}, not {self._declared}, which the parameter digest says. Was it "
+                "damaged on the way, or packed again since? Publish with its own digest, or without the parameter.",
+                kind="digest-mismatch",
+                declaredDigest=self._declared,
+                digest=inspection.digest,
+            )
         if self._upload is None:  # an empty body, which `finish` has refused
             raise RuntimeError("an upload without parts passed inspection")
         return Incoming(inspection, self._upload)
@@ -98,24 +110,31 @@ class _Reception:
 
     def _send(self, part: bytes) -> None:
         if self._upload is None:
-            self._upload = self._objects.upload(self._key, content_type="application/octet-stream")
+            self._upload = self._objects.upload(self._key_for(part), content_type="application/octet-stream")
         self._upload.part(part)
+
+    def _key_for(self, part: bytes) -> str:
+        if self._declared is not None:
+            with suppress(ArchiveError):  # the inspection refuses it
+                return artifact_key(self._declared, source_for(part[:MAGIC_BYTES]).compression)
+        return self._key
 
     def _remove(self) -> None:
         if self._upload is not None:
             self._upload.abort()  # no error where it was completed
-            self._objects.delete(self._key)
+            if self._upload.key == self._key:
+                self._objects.delete(self._key)
 
 
 @asynccontextmanager
 async def received(
-    objects: ObjectStore, chunks: AsyncIterator[bytes], limits: ArchiveLimits
+    objects: ObjectStore, chunks: AsyncIterator[bytes], limits: ArchiveLimits, *, declared: str | None = None
 ) -> AsyncIterator[Incoming]:
-    """The tarball that `chunks` are, once it is whole.
+    """The tarball that `chunks` are, once it is whole; `declared` is the digest that it should have.
 
     Raises Unprocessable or TooLarge as soon as something is wrong with it, and what `chunks` raise.
     """
-    reception = _Reception(objects, limits)
+    reception = _Reception(objects, limits, declared)
     try:
         yield await reception.receive(chunks)
     finally:

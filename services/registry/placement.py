@@ -39,6 +39,7 @@ def place(objects: ObjectStore, incoming: Incoming, label: Label, *, rewrite: bo
     whole = is_whole(objects, key, inspection.size)
     if whole and not rewrite:
         return False
+    # Onto itself, where the parts were sent to this key: that only gives it what the inspection found.
     objects.copy(
         incoming.complete(),
         key,

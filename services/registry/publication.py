@@ -72,15 +72,21 @@ class Publisher:
         self._policy = allowed_platforms
 
     async def publish(
-        self, proposal: Proposal, chunks: AsyncIterator[bytes], principal: Principal, origin: Origin
+        self,
+        proposal: Proposal,
+        chunks: AsyncIterator[bytes],
+        principal: Principal,
+        origin: Origin,
+        *,
+        digest: str | None = None,
     ) -> Published:
-        """Publish the tarball that `chunks` are.
+        """Publish the tarball that `chunks` are, which must have `digest` if that is given.
 
         Raises Conflict, Forbidden or PreconditionFailed as the verdict is; InvalidRequest where a replacement has no
         reason; Unprocessable or TooLarge for what is wrong with the tarball. Refused force is in the audit trail.
         """
         await self._check_before_upload(proposal, origin)
-        async with received(self._objects, chunks, self._limits) as incoming:
+        async with received(self._objects, chunks, self._limits, declared=digest) as incoming:
             manifest = _checked_manifest(incoming.inspection, proposal)
             offer = Offer(incoming.inspection, manifest, proposal, principal, origin)
             # From here on the caller's leaving changes nothing: rows and objects must end up in agreement.

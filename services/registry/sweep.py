@@ -1,12 +1,11 @@
 """Removing what uploads leave behind when the registry is killed in the middle of one."""
 
 import asyncio
-import time
-from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from libs.common.errors import StowageError
 from libs.common.log import get_logger
-from libs.common.objects import ObjectStore
+from libs.common.objects import ARTIFACTS, ObjectStore, PendingUpload
 from services.registry.incoming import UPLOADS
 
 _ID_TIME_DIGITS = 12
@@ -17,12 +16,13 @@ _log = get_logger("registry")
 def sweep(objects: ObjectStore, *, max_age_seconds: float) -> int:
     """Remove uploads older than that, finished or not; how many there were. Blocks.
 
-    Only keys that an upload of ours has are looked at: their age is in them.
+    Only keys that an upload of ours has are looked at: below `uploads/` their age is in them.
     """
-    stale = _older_than(max_age_seconds)
-    swept = objects.abort_uploads(UPLOADS, stale=stale)
+    stale = _Stale(max_age_seconds)
+    swept = objects.abort_uploads(UPLOADS, stale=lambda upload: stale.by_key(upload.key))
+    swept += objects.abort_uploads(ARTIFACTS, stale=stale.by_time)
     for key in objects.list(UPLOADS):
-        if stale(key):
+        if stale.by_key(key):
             objects.delete(key)
             swept += 1
     return swept
@@ -30,8 +30,12 @@ def sweep(objects: ObjectStore, *, max_age_seconds: float) -> int:
 
 def count_stale(objects: ObjectStore, *, max_age_seconds: float) -> int:
     """How many uploads `sweep` would remove. Blocks."""
-    stale = _older_than(max_age_seconds)
-    return sum(map(stale, objects.uploads_in_flight(UPLOADS))) + sum(map(stale, objects.list(UPLOADS)))
+    stale = _Stale(max_age_seconds)
+    return (
+        sum(stale.by_key(upload.key) for upload in objects.uploads_in_flight(UPLOADS))
+        + sum(map(stale.by_time, objects.uploads_in_flight(ARTIFACTS)))
+        + sum(map(stale.by_key, objects.list(UPLOADS)))
+    )
 
 
 async def sweep_regularly(objects: ObjectStore, *, max_age_seconds: float, interval_seconds: float) -> None:
@@ -46,14 +50,18 @@ async def sweep_regularly(objects: ObjectStore, *, max_age_seconds: float, inter
         await asyncio.sleep(interval_seconds)
 
 
-def _older_than(max_age_seconds: float) -> Callable[[str], bool]:
-    oldest_ms = (time.time() - max_age_seconds) * 1000
+class _Stale:
+    """Whether an upload began longer ago than that."""
 
-    def stale(key: str) -> bool:
+    def __init__(self, max_age_seconds: float) -> None:
+        self._oldest = datetime.now(UTC) - timedelta(seconds=max_age_seconds)
+
+    def by_key(self, key: str) -> bool:
         began_ms = _began_ms(key)
-        return began_ms is not None and began_ms < oldest_ms
+        return began_ms is not None and began_ms < self._oldest.timestamp() * 1000
 
-    return stale
+    def by_time(self, upload: PendingUpload) -> bool:
+        return upload.initiated < self._oldest
 
 
 def _began_ms(key: str) -> int | None:

@@ -1,6 +1,7 @@
 """Small bundles for tests: tarballs from a few files and a manifest."""
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -58,6 +59,11 @@ def tar(files: Files, extra: list[tarfile.TarInfo] | None = None) -> bytes:
         for member in extra or []:
             archive.addfile(member)
     return target.getvalue()
+
+
+def digest_of(data: bytes) -> str:
+    """The digest of a tarball."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def compress(data: bytes, *, compression: Literal["gzip", "zstd"] = "gzip", level: int = 6) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 from services.registry.sweep import sweep
 from tests.backend import Backend
-from tests.registry.bundles import bundle
+from tests.registry.bundles import bundle, digest_of
 from tests.registry.running import NOTHING, RunningRegistry, make_token, registry_process, running_registry
 from tests.registry.test_races import assert_in_agreement
 
@@ -48,13 +48,13 @@ async def until_held_up(backend: Backend) -> int:
 
 @contextlib.asynccontextmanager
 async def upload_begun(
-    port: int, token: str, body: bytes, sent: int
+    port: int, token: str, body: bytes, sent: int, query: str = ""
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection over which the first `sent` bytes of a publication went; closed at the end, if not before."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(
-            f"PUT /job-bundles/hello/versions/1.0.0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            f"PUT /job-bundles/hello/versions/1.0.0{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
             f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         )
         writer.write(body[:sent])
@@ -66,13 +66,16 @@ async def upload_begun(
             await writer.wait_closed()
 
 
-async def test_registry_killed_in_mid_upload_leaves_only_what_the_sweep_removes(backend: Backend) -> None:
+@pytest.mark.parametrize("declares", [False, True], ids=["", "declared"])
+async def test_registry_killed_in_mid_upload_leaves_only_what_the_sweep_removes(
+    backend: Backend, declares: bool
+) -> None:
     token = await make_token(backend, "admin", "admin")
     store = backend.objects()
     try:
         async with (
             registry_process(backend) as (process, port),
-            upload_begun(port, token, BIG, len(BIG) - 10),
+            upload_begun(port, token, BIG, len(BIG) - 10, f"?digest={digest_of(BIG)}" if declares else ""),
             asyncio.timeout(20),
         ):
             while not store._client.list_multipart_uploads(Bucket=store.bucket).get("Uploads"):  # noqa: ASYNC110

@@ -2,15 +2,12 @@
 
 import asyncio
 import hashlib
+import os
 
 import pytest
 
-from tests.registry.bundles import bundle
-from tests.registry.running import RunningRegistry
-
-
-def digest_of(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+from tests.registry.bundles import bundle, digest_of
+from tests.registry.running import NOTHING, RunningRegistry
 
 
 async def test_new_version_is_created_with_revision_1(registry: RunningRegistry) -> None:
@@ -35,9 +32,11 @@ async def test_new_version_is_created_with_revision_1(registry: RunningRegistry)
     assert registry.keys() == [f"artifacts/sha256/{hexadecimal[:2]}/{hexadecimal}.tgz"]
 
 
-async def test_object_carries_what_a_person_wants_to_know(registry: RunningRegistry) -> None:
+@pytest.mark.parametrize("declares", [False, True], ids=["", "declared"])
+async def test_object_carries_what_a_person_wants_to_know(registry: RunningRegistry, declares: bool) -> None:
     data = bundle(compression="zstd")
-    answer = await registry.publish(data)
+    answer = await registry.publish(data, **({"digest": digest_of(data)} if declares else {}))
+    assert answer.status == 201
     (key,) = registry.keys("artifacts/")
     info = registry.objects.head(key)
     assert info is not None
@@ -52,6 +51,28 @@ async def test_object_carries_what_a_person_wants_to_know(registry: RunningRegis
     }
     with registry.objects.read(key) as body:
         assert b"".join(body) == data
+    assert registry.keys("uploads/") == []
+
+
+async def test_tarball_that_is_not_what_its_publisher_says_is_refused(registry: RunningRegistry) -> None:
+    data, other = bundle(), bundle(files={"more": "x"})
+    answer = await registry.publish(data, digest=digest_of(other))
+    assert (answer.status, answer.json["type"]) == (422, "urn:stowage:problem:digest-mismatch")
+    assert (answer.json["declaredDigest"], answer.json["digest"]) == (digest_of(other), digest_of(data))
+    assert await registry.residue() == NOTHING
+
+
+async def test_object_of_an_artifact_survives_that_others_send_it_wrongly(registry: RunningRegistry) -> None:
+    """Their parts have its key, but are never seen."""
+    data = bundle(files={"data": os.urandom(20 * 1024 * 1024)})
+    first = await registry.publish(data)
+    for body in (data[:-9], bundle(files={"more": "x"})):
+        wrong = await registry.publish(body, digest=digest_of(data), force="true", reason="sent wrongly")
+        assert wrong.status == 422
+    again = await registry.publish(data, digest=digest_of(data))
+    assert (first.status, again.status, again.json["revision"]) == (201, 200, 1)
+    downloaded = await registry.request("GET", "/job-bundles/hello/versions/1.0.0/download?stream=true")
+    assert digest_of(downloaded.body) == digest_of(data)
 
 
 @pytest.mark.parametrize("query", [{}, {"force": "true"}, {"force": "true", "expectedDigest": f"sha256:{'0' * 64}"}])

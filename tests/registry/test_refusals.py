@@ -14,7 +14,7 @@ import pytest
 from libs.common.client import ServiceError
 from libs.common.objects import PART_BYTES
 from tests.backend import Backend
-from tests.registry.bundles import bundle, compress, manifest, pack, tar
+from tests.registry.bundles import bundle, compress, digest_of, manifest, pack, tar
 from tests.registry.running import NOTHING, RunningRegistry, running_registry
 
 
@@ -57,9 +57,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_wrong_tarball_is_refused_and_leaves_nothing(registry: RunningRegistry, name: str) -> None:
+@pytest.mark.parametrize("declares", [False, True], ids=["", "declared"])
+async def test_wrong_tarball_is_refused_and_leaves_nothing(
+    registry: RunningRegistry, name: str, declares: bool
+) -> None:
     data, kind, member = WRONG[name]
-    answer = await registry.publish(data, force="true", reason="x")
+    declared = {"digest": digest_of(data)} if data and declares else {}
+    answer = await registry.publish(data, force="true", reason="x", **declared)
     assert answer.status == 422
     problem = answer.json
     assert answer.headers["Content-Type"] == "application/problem+json; charset=utf-8"

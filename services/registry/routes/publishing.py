@@ -10,7 +10,6 @@ from pydantic import Field
 from libs.common import models
 from libs.common.api import Answer, Content, operation
 from libs.common.auth import Scope
-from libs.common.errors import InvalidRequest
 from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, once
 from libs.common.identifiers import check_digest, check_slug, check_version
 from libs.common.problem_types import ARCHIVE_KINDS
@@ -56,7 +55,9 @@ class PublishQuery(models.Request):
     expected_digest: str | None = Field(None, description="What is replaced, as the publisher believes; else 412.")
     reason: str | None = Field(None, max_length=1000, description="Why it is replaced; needed with `force`.")
     build_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._:-]{1,100}$", description="The build that made it.")
-    digest: str | None = Field(None, description="An artifact that was uploaded before; the body is empty then.")
+    digest: str | None = Field(
+        None, description="The digest of the body; with an empty body, of an artifact that the registry has."
+    )
 
 
 @operation(
@@ -66,13 +67,14 @@ class PublishQuery(models.Request):
         200: Answer(models.Version, "Replaced; or nothing has changed, because it has this content already."),
         201: Answer(models.Version, "The version is new."),
     },
-    errors=[*_REFUSALS, *_NO_ARTIFACT, "body-not-empty", "stale-digest"],
+    errors=[*_REFUSALS, *_NO_ARTIFACT, "digest-mismatch", "stale-digest"],
 )
 async def publish(request: web.Request, query: PublishQuery) -> web.Response:
     """Publish a version.
 
     What is published stays as it is, unless `force` is given by a token with the scope `bundles:force`, and a `reason`.
-    An artifact that the registry has need not be sent again: name its `digest`, which needs `bundles:read` as well.
+    With its `digest` the tarball is checked against it and stored sooner; and one that the registry has need not be
+    sent again: the body is empty then, and the token needs `bundles:read` as well.
     """
     proposal = Proposal(
         check_slug(request.match_info["slug"]),
@@ -82,11 +84,14 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
         reason=(query.reason or "").strip() or None,
         build_id=query.build_id,
     )
-    if query.digest is None:
-        with _admitted(request) as upload:
-            published = await _publish(request, proposal, upload.counted(_body(request)))
-    else:
-        published = await _publish_stored(request, proposal, check_digest(query.digest))
+    digest = check_digest(query.digest) if query.digest is not None else None
+    with _admitted(request) as upload:
+        chunks = upload.counted(_body(request))
+        first = await anext(chunks, b"")
+        if digest is not None and not first:
+            published = await _publish_stored(request, proposal, digest)
+        else:
+            published = await _publish(request, proposal, _again(first, chunks), digest=digest)
     status = 201 if published.outcome is Outcome.CREATED else 200
     return json_response(models.Version.model_validate(published.version), status=status)
 
@@ -131,16 +136,13 @@ async def _publish_json(request: web.Request, body: bytes) -> web.Response:
     return json_response(answer, status=200 if published.outcome is Outcome.IDENTICAL else 201)
 
 
-async def _publish(request: web.Request, proposal: Proposal, chunks: AsyncIterator[bytes]) -> Published:
-    return await request.app[PUBLISHER].publish(proposal, chunks, request[PRINCIPAL], origin_of(request))
+async def _publish(
+    request: web.Request, proposal: Proposal, chunks: AsyncIterator[bytes], *, digest: str | None = None
+) -> Published:
+    return await request.app[PUBLISHER].publish(proposal, chunks, request[PRINCIPAL], origin_of(request), digest=digest)
 
 
 async def _publish_stored(request: web.Request, proposal: Proposal, digest: str) -> Published:
-    if await request.content.read(1):
-        raise InvalidRequest(
-            f"the parameter digest names the artifact {digest}, so the body must be empty. Leave out one of them.",
-            kind="body-not-empty",
-        )
     return await request.app[PUBLISHER].publish_stored(proposal, digest, request[PRINCIPAL], origin_of(request))
 
 
@@ -151,6 +153,14 @@ def _admitted(request: web.Request) -> AbstractContextManager[Upload]:
 def _body(request: web.Request) -> AsyncIterator[bytes]:
     settings = request.app[SETTINGS]
     return chunks_of_body(request, max_bytes=settings.max_artifact_bytes, idle_seconds=settings.body_idle_seconds)
+
+
+async def _again(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`chunks`, of which `first` was taken already."""
+    if first:
+        yield first
+    async for chunk in chunks:
+        yield chunk
 
 
 ROUTES = (
