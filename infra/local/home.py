@@ -52,6 +52,7 @@ class Home:
         self.s3 = self.path / "s3"
         self.logs = self.path / "logs"
         self.tokens = self.path / "tokens"
+        self.audit_key = self.path / "audit.pem"
         self.demo = self.path / "demo"
         self._stack_file = self.path / "stack.json"
 

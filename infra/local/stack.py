@@ -83,7 +83,10 @@ async def running_stack(home: Home, ports: Ports, *, show: ShowLine | None) -> A
             bucket=_BUCKET,
         )
         environments = _environments(home, ports, secrets, database_url, endpoint)
-        await _ensure_tokens(home, environments["registry"], first_start=first_start)
+        await asyncio.gather(
+            _ensure_tokens(home, environments["registry"], first_start=first_start),
+            _ensure_audit_key(home, environments["registry"]),
+        )
         for name in ("builder", "runner"):
             environments[name][f"STOWAGE_{name.upper()}_SERVICE_TOKEN"] = _token(home, name)
 
@@ -111,7 +114,7 @@ def _environments(
         "LOG_FORMAT": "console",
     }
     own = {
-        "registry": {"PORT": str(ports.registry)},
+        "registry": {"PORT": str(ports.registry), "AUDIT_KEY_FILE": str(home.audit_key)},
         "builder": {"PORT": str(ports.builder), "REGISTRY_URL": f"http://127.0.0.1:{ports.registry}"},
         "runner": {"PORT": str(ports.runner), "REGISTRY_URL": f"http://127.0.0.1:{ports.registry}"},
     }
@@ -139,6 +142,11 @@ async def _ensure_tokens(home: Home, environment: dict[str, str], *, first_start
             for name in missing
         )
     )
+
+
+async def _ensure_audit_key(home: Home, environment: dict[str, str]) -> None:
+    if not home.audit_key.exists():
+        await run_command("services.registry", "audit-key", "--key-file", str(home.audit_key), environment=environment)
 
 
 def _token(home: Home, name: str) -> str:

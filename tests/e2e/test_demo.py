@@ -80,7 +80,8 @@ async def test_a_taken_port_is_named_and_nothing_is_started(tmp_path: Path) -> N
 async def test_a_second_stack_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     place = new_place(tmp_path)
     async with stack_up(place) as info:
-        assert (place.home.path / "stack.json").stat().st_mode & 0o777 == 0o600
+        for name in ("stack.json", "audit.pem"):
+            assert (place.home.path / name).stat().st_mode & 0o777 == 0o600
         code, output = await run_local(place, "up")
         assert code == 1
         assert "a stack is already running" in output

@@ -157,13 +157,16 @@ async def running_registry(backend: Backend, **settings: Any) -> AsyncIterator[R
 
 @contextlib.asynccontextmanager
 async def registry_process(
-    backend: Backend, **settings: object
+    backend: Backend, *, module: str = "services.registry", **settings: object
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """`python -m services.registry serve` in a process of its own, and its port."""
+    """`python -m services.registry serve` in a process of its own, and its port.
+
+    `module` is a program that stands in for the registry's.
+    """
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "services.registry", "serve"),
+        *("-m", module, "serve"),
         env={
             **backend.environment("STOWAGE_REGISTRY_"),
             **{f"STOWAGE_REGISTRY_{name.upper()}": str(value) for name, value in settings.items()},

@@ -22,7 +22,17 @@ _GET = f"""
     WHERE e.id = $1
 """  # noqa: S608
 
-_LIST = f"SELECT {_COLUMNS} FROM audit.events e WHERE {{conditions}} ORDER BY e.at DESC, e.id DESC LIMIT {{limit}}"  # noqa: S608
+_LIST = f"""
+    SELECT {_COLUMNS}
+    FROM audit.events e
+    WHERE {{conditions}}
+    ORDER BY {{moment}} DESC, e.id DESC
+    LIMIT {{limit}}
+"""  # noqa: S608
+
+_MOMENT = "{}"
+_MOMENT_ALONE = "({} AT TIME ZONE 'UTC')"
+"""How a time is written where only times are asked for: as the index is that has nothing but times."""
 
 _SEALED = f"""
     SELECT l.position, l.hash, {_COLUMNS}
@@ -149,11 +159,13 @@ async def list_events(
     connection: Connection, wanted: EventFilter, *, before: tuple[datetime, int] | None, limit: int
 ) -> list[RecordedEvent]:
     """Events, newest first: those before the time and id `before`."""
-    conditions, values = _conditions(wanted)
+    moment = _MOMENT_ALONE if wanted.actor is wanted.action is wanted.subject is None else _MOMENT
+    conditions, values = _conditions(wanted, moment=moment)
+    at = moment.format("e.at")
     if before is not None:
         values += before
-        conditions.append(f"(e.at, e.id) < (${len(values) - 1}, ${len(values)})")
-    statement = _LIST.format(conditions=" AND ".join(conditions) or "true", limit=f"${len(values) + 1}")
+        conditions.append(f"({at}, e.id) < ({moment.format(f'${len(values) - 1}::timestamptz')}, ${len(values)})")
+    statement = _LIST.format(conditions=" AND ".join(conditions) or "true", moment=at, limit=f"${len(values) + 1}")
     return [_event(row) for row in await connection.fetch(statement, *values, limit)]
 
 
@@ -255,7 +267,7 @@ async def now(connection: Connection) -> datetime:
     return moment
 
 
-def _conditions(wanted: EventFilter, *, first: int = 1) -> tuple[list[str], list[Any]]:
+def _conditions(wanted: EventFilter, *, first: int = 1, moment: str = _MOMENT) -> tuple[list[str], list[Any]]:
     """What a filter asks, and the values of its parameters, the first of which is `$first`.
 
     Only what is asked for is in the statement: of a statement for all cases PostgreSQL would make one plan for all.
@@ -265,7 +277,8 @@ def _conditions(wanted: EventFilter, *, first: int = 1) -> tuple[list[str], list
         asked.append(("e.subject = {}", wanted.subject))
     else:
         asked.append(("split_part(e.subject, '@', 1) = {}", wanted.subject))
-    asked += [("e.at >= {}", wanted.since), ("e.at < {}", wanted.until)]
+    at, given_at = moment.format("e.at"), moment.format("{}::timestamptz")
+    asked += [(f"{at} >= {given_at}", wanted.since), (f"{at} < {given_at}", wanted.until)]
     given = [(text, value) for text, value in asked if value is not None]
     texts = [text.format(f"${number}") for number, (text, _) in enumerate(given, first)]
     return texts, [value for _, value in given]
