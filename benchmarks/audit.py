@@ -84,7 +84,8 @@ async def _compare_publishing(servers: Servers, key_file: Path, rounds: int, pub
         _server(servers, "benchmarks.unaudited") as unaudited,
         aiohttp.ClientSession() as session,
     ):
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for number in range(rounds + 1):
             bundles = [(slug, bundle(slug)) for slug in (f"hello-{next(numbers)}" for _ in range(publications))]
             pairs = [(audited, ours), (unaudited, theirs)]
@@ -168,7 +169,7 @@ async def _plan(backend: Backend, wanted: trail.EventFilter, before: tuple[datet
         with own.query_logger(asked.append):
             await trail.list_events(own, wanted, before=before, limit=51)
             await asyncio.sleep(0)  # the logger is called by the loop
-        (explained,) = await own.fetchrow(f"EXPLAIN (FORMAT JSON) {asked[0].query}", *asked[0].args) or ()
+        explained = await own.fetchval(f"EXPLAIN (FORMAT JSON) {asked[0].query}", *asked[0].args)
     return ", ".join(_scans(explained[0]["Plan"]))
 
 

@@ -10,7 +10,7 @@ from libs.common.database import Connection
 from services.registry.__main__ import main
 
 
-async def _append_nothing(_connection: Connection, _origin: audit.Origin, _event: audit.Event) -> int:
+async def _append_nothing(connection: Connection, origin: audit.Origin, event: audit.Event) -> int:
     return 0
 
 

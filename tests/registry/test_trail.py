@@ -57,9 +57,9 @@ async def test_pages_have_every_event_once_newest_first_whatever_the_filter(back
 
 
 def _matches(row: dict[str, Any], query: dict[str, str]) -> bool:
-    at = row["at"].isoformat()
+    at: str = row["at"].isoformat()
     subject = query.get("subject", row["subject"])
-    return (
+    return bool(
         row["actor"] == query.get("actor", row["actor"])
         and row["action"] == query.get("action", row["action"])
         and (row["subject"] == subject or row["subject"].startswith(f"{subject}@"))
