@@ -27,13 +27,17 @@ def require_json(request: web.Request) -> None:
         raise UnsupportedMediaType(f"the body is {request.content_type[:100]}; this takes application/json.")
 
 
-async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
-    """The whole body, or TooLarge."""
+async def read_body(request: web.Request, *, max_bytes: int, setting: str | None = None) -> bytes:
+    """The whole body, or TooLarge, which names the setting that the limit is, if it is one."""
     body = bytearray()
     async for chunk in request.content.iter_chunked(64 * 1024):
         body += chunk
         if len(body) > max_bytes:
-            raise TooLarge(f"the body is larger than {max_bytes} bytes, which is the limit here.", maxBytes=max_bytes)
+            where = "here" if setting is None else f"({setting})"
+            facts = {} if setting is None else {"setting": setting}
+            raise TooLarge(
+                f"the body is larger than {max_bytes} bytes, which is the limit {where}.", maxBytes=max_bytes, **facts
+            )
     return bytes(body)
 
 

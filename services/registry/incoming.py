@@ -18,6 +18,7 @@ from libs.common.identifiers import new_id
 from libs.common.log import get_logger
 from libs.common.objects import PART_BYTES, ObjectStore, Upload, artifact_key
 from services.registry.inspection import Inspection, ManifestError, UploadInspection
+from services.registry.settings import RegistrySettings
 
 UPLOADS = "uploads/"
 
@@ -149,6 +150,16 @@ def _as_refusals() -> Iterator[None]:
     except ArchiveError as error:
         kind = f"archive-{error.code.value.replace('_', '-')}"
         refusal = TooLarge if error.code in _TOO_LARGE else Unprocessable
-        raise refusal(str(error), kind=kind, code=error.code.value, member=error.member) from error
+        sentence, facts = _with_setting(str(error), error.limit)
+        raise refusal(sentence, kind=kind, code=error.code.value, member=error.member, **facts) from error
     except ManifestError as error:
-        raise Unprocessable(str(error), kind="invalid-manifest", member=error.member) from error
+        sentence, facts = _with_setting(str(error), error.limit)
+        raise Unprocessable(sentence, kind="invalid-manifest", member=error.member, **facts) from error
+
+
+def _with_setting(sentence: str, limit: str | None) -> tuple[str, dict[str, str]]:
+    """The sentence with the setting behind the limit that was exceeded, if one was, and that as a fact for programs."""
+    if limit is None:
+        return sentence, {}
+    setting = RegistrySettings.variable_of_limit(limit)
+    return f"{sentence} The limit is the setting {setting}.", {"setting": setting}

@@ -33,17 +33,21 @@ from libs.common.archive import ArchiveLimits, ArchiveReader, Entry, EntryType
 from libs.common.native import NativeSniffer, Platform
 
 MANIFEST_PATH = "manifest.json"
-MAX_MANIFEST_BYTES = 256 * 1024
 
 
 class ManifestError(Exception):
     """The bundle's `manifest.json` is missing or can't be read. `str()` says what was expected and what to do.
 
-    `member` is always `manifest.json`, `code` always `manifest`: the same attributes as ArchiveError's.
+    `member` is always `manifest.json`, `code` always `manifest`: the same attributes as ArchiveError's. `limit` is
+    `max_manifest_bytes` where it is too large.
     """
 
     code = "manifest"
     member = MANIFEST_PATH
+
+    def __init__(self, message: str, *, limit: str | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,9 @@ class Inspection:
 class BundleInspector:
     """An EntrySink that keeps what there is to know of each member, and the manifest's bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_manifest_bytes: int) -> None:
         self.files: list[FileRecord] = []
+        self._max_manifest_bytes = max_manifest_bytes
         self.native: list[tuple[str, Platform]] = []
         self._directories: set[str] = set()
         self._regular: dict[str, FileRecord] = {}
@@ -102,7 +107,7 @@ class BundleInspector:
         """Start a member. ManifestError if the manifest is too large or not a regular file."""
         self._is_manifest = entry.path == MANIFEST_PATH
         if self._is_manifest:
-            _check_manifest_entry(entry)
+            _check_manifest_entry(entry, self._max_manifest_bytes)
             self._manifest = bytearray()
         if entry.type is EntryType.FILE:
             self._entry = entry
@@ -165,7 +170,8 @@ class UploadInspection:
     """
 
     def __init__(self, limits: ArchiveLimits | None = None) -> None:
-        self._inspector = BundleInspector()
+        limits = limits or ArchiveLimits()
+        self._inspector = BundleInspector(limits.max_manifest_bytes)
         self._reader = ArchiveReader(self._inspector, limits)
         self._hash = hashlib.sha256()
 
@@ -241,13 +247,14 @@ def _record(record: FileRecord) -> bytes:
     return b"file\0%o\0%d\0%b\0%b\n" % (record.mode, record.size, (record.digest or b"").hex().encode(), path)
 
 
-def _check_manifest_entry(entry: Entry) -> None:
+def _check_manifest_entry(entry: Entry, max_bytes: int) -> None:
     if entry.type is not EntryType.FILE:
         raise ManifestError(f"{MANIFEST_PATH} is a {entry.type}; a regular file was expected. Pack the file itself.")
-    if entry.size > MAX_MANIFEST_BYTES:
+    if entry.size > max_bytes:
         raise ManifestError(
-            f"{MANIFEST_PATH} has {entry.size} bytes; at most {MAX_MANIFEST_BYTES} are accepted. "
-            "Move what is large into a file of its own."
+            f"{MANIFEST_PATH} has {entry.size} bytes; at most {max_bytes} are accepted. "
+            "Move what is large into a file of its own.",
+            limit="max_manifest_bytes",
         )
 
 

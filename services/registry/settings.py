@@ -13,6 +13,10 @@ from services.registry.store.collection import Retention
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
+_RUNNERS = ArchiveLimits()
+"""What runners unpack: the registry may be stricter, so that what was published can be run."""
+
+_SETTINGS_OF_LIMITS = {"max_compressed_bytes": "max_artifact_bytes", "max_ratio": "max_compression_ratio"}
 
 
 class RegistrySettings(ServiceSettings):
@@ -25,6 +29,24 @@ class RegistrySettings(ServiceSettings):
     max_unpacked_bytes: int = Field(16 * _GIB, ge=1, description="Largest tarball, uncompressed.")
     max_entries: int = Field(200_000, ge=1, description="Most members of a tarball.")
     max_json_publish_bytes: int = Field(64 * _MIB, ge=1, description="Largest body of POST /job-bundles.")
+    max_compression_ratio: int = Field(
+        _RUNNERS.max_ratio, ge=1, le=_RUNNERS.max_ratio, description="Uncompressed bytes for one of a tarball."
+    )
+    max_path_bytes: int = Field(
+        _RUNNERS.max_path_bytes, ge=1, le=_RUNNERS.max_path_bytes, description="Longest path of a member."
+    )
+    max_path_depth: int = Field(
+        _RUNNERS.max_path_depth,
+        ge=1,
+        le=_RUNNERS.max_path_depth,
+        description="Names in the path of a member.",
+    )
+    max_total_path_bytes: int = Field(
+        _RUNNERS.max_total_path_bytes, ge=1, le=_RUNNERS.max_total_path_bytes, description="All paths together."
+    )
+    max_manifest_bytes: int = Field(
+        _RUNNERS.max_manifest_bytes, ge=1, le=4 * _MIB, description="Largest manifest.json."
+    )
     token_uploads: int | None = Field(None, ge=1, description="Uploads of one token at a time; any without it.")
     token_upload_bytes_per_hour: int | None = Field(None, ge=1, description="Bytes that one token may upload.")
     token_upload_bytes_per_day: int | None = Field(None, ge=1, description="Bytes that one token may upload.")
@@ -94,4 +116,14 @@ class RegistrySettings(ServiceSettings):
             max_compressed_bytes=self.max_artifact_bytes,
             max_unpacked_bytes=self.max_unpacked_bytes,
             max_entries=self.max_entries,
+            max_ratio=self.max_compression_ratio,
+            max_path_bytes=self.max_path_bytes,
+            max_path_depth=self.max_path_depth,
+            max_total_path_bytes=self.max_total_path_bytes,
+            max_manifest_bytes=self.max_manifest_bytes,
         )
+
+    @classmethod
+    def variable_of_limit(cls, limit: str) -> str:
+        """The name of the variable that sets a field of the limits of archives."""
+        return cls.variable(_SETTINGS_OF_LIMITS.get(limit, limit))

@@ -1,12 +1,18 @@
 """What one token may ask and upload, and what a flood of unknown ones costs."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
+import pytest
+from pydantic import ValidationError
+
+from libs.common.archive import ArchiveLimits
 from libs.common.rate import Bucket
+from services.registry.settings import RegistrySettings
 from tests.backend import Backend
 from tests.metrics import Reading
-from tests.registry.bundles import bundle
+from tests.registry.bundles import bundle, manifest
 from tests.registry.running import Answer, RunningRegistry, running_registry
 
 
@@ -71,7 +77,7 @@ async def test_uploads_at_a_time_are_bounded(backend: Backend) -> None:
         slow = asyncio.create_task(registry.publish(slowly(), "slow", token=token))
         await begun.wait()
         async with asyncio.timeout(20):
-            while (refused := await registry.publish(bundle(), token=token)).status == 201:
+            while (refused := await registry.publish(bundle(), token=token)).status in (200, 201):
                 pass
         _assert_refused(refused, "too-many-uploads", "TOKEN_UPLOADS", 1)
         assert (await registry.publish(bundle("other"), "other")).status == 201
@@ -98,3 +104,60 @@ async def test_bytes_of_an_hour_and_of_a_day_are_bounded(backend: Backend) -> No
                 assert kind - 60 < int(refused.headers["Retry-After"]) <= kind
             assert (await registry.publish(second, "b")).status in (200, 201)
             assert registry.keys("uploads/") == []
+
+
+_MANIFEST_BYTES = len(json.dumps(manifest()))
+_ZEROS = bytes(17 * 1024 * 1024)
+_COSTS: dict[str, tuple[str, int, bytes, bytes, int]] = {
+    # the setting, its value, what just passes, what does not, and the status
+    "compressed": ("max_artifact_bytes", len(bundle()), bundle(), bundle(files={"x": "y"}), 413),
+    "unpacked": ("max_unpacked_bytes", 10_240, bundle(), bundle(files={"x": "y" * 10_000}), 413),
+    "entries": ("max_entries", 3, bundle(files={"a": ""}), bundle(files={"a": "", "b": ""}), 413),
+    "implied directories": ("max_entries", 4, bundle(files={"d/a": ""}), bundle(files={"d/e/a": ""}), 413),
+    "ratio": ("max_compression_ratio", 100, bundle(files={"x": _ZEROS}, level=0), bundle(files={"x": _ZEROS}), 422),
+    "path": ("max_path_bytes", 20, bundle(files={"p" * 20: ""}), bundle(files={"p" * 21: ""}), 422),
+    "depth": ("max_path_depth", 3, bundle(files={"a/b/c": ""}), bundle(files={"a/b/c/d": ""}), 422),
+    "all paths": ("max_total_path_bytes", 25, bundle(files={"abcde": ""}), bundle(files={"abcdef": ""}), 413),
+    "manifest": ("max_manifest_bytes", _MANIFEST_BYTES, bundle(), bundle(description=""), 422),
+}
+
+
+@pytest.mark.parametrize("name", _COSTS)
+async def test_tarball_at_the_limit_is_taken_and_one_beyond_is_told_which_setting_it_exceeds(
+    backend: Backend, name: str
+) -> None:
+    setting, limit, passes, exceeds, status = _COSTS[name]
+    async with running_registry(backend, **{setting: limit}) as registry:
+
+        async def streamed() -> AsyncIterator[bytes]:
+            yield exceeds
+
+        for body in (exceeds, streamed()):
+            refused = await registry.publish(body)
+            assert (refused.status, refused.json["setting"]) == (status, f"STOWAGE_REGISTRY_{setting.upper()}")
+            assert f"STOWAGE_REGISTRY_{setting.upper()}" in refused.json["detail"]
+            assert str(limit) in refused.json["detail"]
+        taken = await registry.publish(passes)
+        assert taken.status == 201, taken.body
+
+
+async def test_older_body_beyond_its_limit_is_told_which_setting_it_exceeds(backend: Backend) -> None:
+    async with running_registry(backend, max_json_publish_bytes=1000) as registry:
+        headers = {"Content-Type": "application/json"}
+        refused = await registry.request("POST", "/job-bundles", data=b" " * 1001, headers=headers)
+        assert (refused.status, refused.json["setting"]) == (413, "STOWAGE_REGISTRY_MAX_JSON_PUBLISH_BYTES")
+        assert "1000" in refused.json["detail"]
+        assert (await registry.request("POST", "/job-bundles", data=b" " * 1000, headers=headers)).status == 400
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("max_compression_ratio", "max_ratio"),
+        *((name, name) for name in ("max_path_bytes", "max_path_depth", "max_total_path_bytes")),
+    ],
+)
+def test_registry_takes_nothing_that_runners_do_not_unpack(setting: str, field: str) -> None:
+    needed = dict.fromkeys(("database_url", "s3_endpoint", "s3_access_key", "s3_secret_key"), "none")
+    with pytest.raises(ValidationError, match=setting):
+        RegistrySettings.model_validate({**needed, setting: getattr(ArchiveLimits(), field) + 1})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from libs.common.archive import ArchiveError, ArchiveErrorCode, ArchiveLimits
-from services.registry.inspection import MAX_MANIFEST_BYTES, Inspection, ManifestError, UploadInspection
+from services.registry.inspection import Inspection, ManifestError, UploadInspection
 from tests.unit.archives import chunks, directory, file, hardlink, header, symlink, tar, tgz, tzst
 from tests.unit.test_native import elf, fat, macho
 
@@ -189,8 +189,8 @@ def test_manifest_is_bounded() -> None:
     def sized(size: int) -> bytes:
         return file("manifest.json", b'{"a":"' + b"x" * (size - 8) + b'"}')
 
-    assert inspect(tgz(sized(MAX_MANIFEST_BYTES))).manifest["a"]
-    assert "at most" in refused(sized(MAX_MANIFEST_BYTES + 1))
+    assert inspect(tgz(sized(ArchiveLimits().max_manifest_bytes))).manifest["a"]
+    assert "at most" in refused(sized(ArchiveLimits().max_manifest_bytes + 1))
 
 
 def test_manifest_must_be_a_regular_file() -> None:

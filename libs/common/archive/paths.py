@@ -18,9 +18,9 @@ _NO_NAMES = frozenset({"", ".", ".."})
 _DIRECTORY = EntryType.DIRECTORY
 
 
-def _fault(code: ArchiveErrorCode, name: str, message: str) -> ArchiveError:
+def _fault(code: ArchiveErrorCode, name: str, message: str, *, limit: str | None = None) -> ArchiveError:
     shown = quoted(name)
-    return ArchiveError(code, f"Member {shown} {message}", shown)
+    return ArchiveError(code, f"Member {shown} {message}", shown, limit=limit)
 
 
 def decode_name(raw: bytes, limits: ArchiveLimits) -> str:
@@ -30,6 +30,7 @@ def decode_name(raw: bytes, limits: ArchiveLimits) -> str:
             ArchiveErrorCode.UNSAFE_PATH,
             raw.decode("utf-8", "replace"),
             f"has a path of {len(raw)} bytes; at most {limits.max_path_bytes} are accepted. Shorten it.",
+            limit="max_path_bytes",
         )
     try:
         name = raw.decode()
@@ -170,11 +171,13 @@ class Namespace:
                 ArchiveErrorCode.TOO_MANY_ENTRIES,
                 f"The archive has more than {limits.max_entries} entries, directories included. "
                 "Leave out what does not run: caches, tests, development dependencies.",
+                limit="max_entries",
             )
         if self._path_bytes > limits.max_total_path_bytes:
             raise ArchiveError(
                 ArchiveErrorCode.TOO_LARGE,
                 f"The paths of the archive take more than {limits.max_total_path_bytes} bytes together. Shorten them.",
+                limit="max_total_path_bytes",
             )
 
     def _add_parents(self, name: str) -> tuple[str, int]:
@@ -211,6 +214,7 @@ class Namespace:
                 ArchiveErrorCode.UNSAFE_PATH,
                 path,
                 f"is more than {self._limits.max_path_depth} levels deep. Flatten the tree.",
+                limit="max_path_depth",
             )
         if len(path.rpartition("/")[2].encode()) > MAX_NAME_BYTES:
             raise _fault(

@@ -78,6 +78,7 @@ class Decompression:
                 ArchiveErrorCode.TOO_LARGE,
                 f"The archive has more than {limits.max_compressed_bytes} compressed bytes. "
                 "Leave out what does not run.",
+                limit="max_compressed_bytes",
             )
         allowed = max(RATIO_FLOOR_BYTES, limits.max_ratio * window_end)
         for piece in source.decompress(data):
@@ -86,12 +87,14 @@ class Decompression:
                 raise ArchiveError(
                     ArchiveErrorCode.TOO_LARGE,
                     f"The archive unpacks to more than {limits.max_unpacked_bytes} bytes. Leave out what does not run.",
+                    limit="max_unpacked_bytes",
                 )
             if self.stream_bytes > allowed:
                 raise ArchiveError(
                     ArchiveErrorCode.RATIO,
                     f"The archive unpacks to more than {limits.max_ratio} times its compressed size, as only bombs and "
                     "files of zeros do. Create such files when the job runs.",
+                    limit="max_ratio",
                 )
             yield piece
 

@@ -212,6 +212,7 @@ class TarParser:
                 f"Member {quoted(entry.path)} says it has {length} bytes; at most {self._limits.max_unpacked_bytes} "
                 "are accepted for the whole archive. Leave out what does not run.",
                 quoted(entry.path),
+                limit="max_unpacked_bytes",
             )
         self.unpacked_bytes += length
         self._sink.begin(entry)

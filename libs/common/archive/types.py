@@ -44,13 +44,17 @@ class ArchiveError(Exception):
     """An archive that is refused.
 
     `str()` is a sentence that names the member, says what was expected and what to do. `member` is the path as far as
-    it is known, shortened when it is absurdly long, or None when the fault is not in a member.
+    it is known, shortened when it is absurdly long, or None when the fault is not in a member. `limit` is the field of
+    ArchiveLimits that it exceeds, if it does.
     """
 
-    def __init__(self, code: ArchiveErrorCode, message: str, member: str | None = None) -> None:
+    def __init__(
+        self, code: ArchiveErrorCode, message: str, member: str | None = None, *, limit: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.member = member
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class ArchiveLimits:
     byte once `RATIO_FLOOR_BYTES` were unpacked. `max_entries` counts members and the directories their paths imply.
     `max_path_bytes` bounds one path or link target in UTF-8, `max_path_depth` its components, and
     `max_total_path_bytes` all paths together, because whoever reads an archive has to remember them.
+    `max_manifest_bytes` bounds a bundle's `manifest.json`, which is read whole: whoever reads it sees to that.
     """
 
     max_compressed_bytes: int = 4 * GIB
@@ -70,6 +75,7 @@ class ArchiveLimits:
     max_path_bytes: int = 1024
     max_path_depth: int = 64
     max_total_path_bytes: int = 64 * MIB
+    max_manifest_bytes: int = 256 * 1024
 
 
 class EntryType(StrEnum):

@@ -114,7 +114,9 @@ async def publish_json(request: web.Request) -> web.Response:
     """
     require_json(request)
     with _admitted(request) as upload:
-        body = await read_body(request, max_bytes=request.app[SETTINGS].max_json_publish_bytes)
+        settings = request.app[SETTINGS]
+        setting = settings.variable("max_json_publish_bytes")
+        body = await read_body(request, max_bytes=settings.max_json_publish_bytes, setting=setting)
         upload.charge(len(body))
     # To publish again what is published changes nothing: it need not be concluded with the publication.
     return await once(request, body, lambda _claim: _publish_json(request, body))
@@ -152,7 +154,7 @@ def _admitted(request: web.Request) -> AbstractContextManager[Upload]:
 
 def _body(request: web.Request) -> AsyncIterator[bytes]:
     settings = request.app[SETTINGS]
-    return chunks_of_body(request, max_bytes=settings.max_artifact_bytes, idle_seconds=settings.body_idle_seconds)
+    return chunks_of_body(request, settings)
 
 
 async def _again(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
