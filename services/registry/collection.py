@@ -73,15 +73,16 @@ class Collector:
 
     async def plan(self) -> Collection:
         """What `collect` would do now. Changes nothing."""
-        async with self._pool.acquire() as connection:
-            candidates = await collection.list_candidates(connection, self._retention)
         planned = Collection(
-            artifacts=[candidate for candidate in candidates if candidate.due],
-            marked=[candidate for candidate in candidates if not candidate.due],
             uploads=await asyncio.to_thread(
                 sweep.count_stale, self._objects, max_age_seconds=self._upload_max_age_seconds
-            ),
+            )
         )
+        async for digests in self._digests():
+            async with self._pool.acquire() as connection:
+                candidates = await collection.list_candidates(connection, self._retention, digests)
+            for candidate in candidates:
+                (planned.artifacts if candidate.due else planned.marked).append(candidate)
         async for found in self._unnamed():
             planned.unnamed = planned.unnamed.and_one(found.size)
         return planned
@@ -106,18 +107,30 @@ class Collector:
     async def _collect(self, origin: Origin) -> Collection:
         done = Collection()
         done.uploads = await asyncio.to_thread(sweep.sweep, self._objects, max_age_seconds=self._upload_max_age_seconds)
-        async with self._pool.acquire() as connection:
-            marked = set(await collection.mark(connection, self._retention))
-            candidates = await collection.list_candidates(connection, self._retention)
-        done.marked = [candidate for candidate in candidates if candidate.digest in marked]
-        for candidate in candidates:
-            if candidate.due and await self._collect_artifact(candidate, origin):
-                done.artifacts.append(candidate)
+        async for digests in self._digests():
+            async with self._pool.acquire() as connection:
+                marked = await collection.mark(connection, self._retention, digests)
+                candidates = await collection.list_candidates(connection, self._retention, digests)
+            done.marked += [candidate for candidate in candidates if candidate.digest in marked]
+            for candidate in candidates:
+                if candidate.due and await self._collect_artifact(candidate, origin):
+                    done.artifacts.append(candidate)
         async for found in self._unnamed():
             if await self._remove_unnamed(found):
                 done.unnamed = done.unnamed.and_one(found.size)
         await self._end(done, origin)
         return done
+
+    async def _digests(self) -> AsyncIterator[list[str]]:
+        """Every artifact that was not collected, some at a time: no statement takes longer because there are many."""
+        after = ""
+        while True:
+            async with self._pool.acquire() as connection:
+                digests = await collection.list_digests(connection, after=after)
+            if not digests:
+                return
+            yield digests
+            after = digests[-1]
 
     async def _collect_artifact(self, candidate: Candidate, origin: Origin) -> bool:
         """Whether the artifact was collected: something may keep it by now."""

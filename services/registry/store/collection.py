@@ -24,6 +24,10 @@ _IS_DUE = """
     (artifacts.gc_claimed_at IS NOT NULL OR artifacts.gc_marked_at <= now() - $3 * interval '1 second')
 """
 
+_LIST_DIGESTS = """
+    SELECT digest FROM registry.artifacts WHERE collected_at IS NULL AND digest > $1 ORDER BY digest LIMIT 1000
+"""
+
 _LIST = f"""
     SELECT artifacts.digest, artifacts.size, artifacts.last_used_at,
            {_IS_DUE} IS TRUE AS due,
@@ -33,19 +37,17 @@ _LIST = f"""
             JOIN registry.bundles ON bundles.id = versions.bundle_id
             WHERE revisions.digest = artifacts.digest) AS versions
     FROM registry.artifacts
-    WHERE (artifacts.gc_claimed_at IS NOT NULL AND artifacts.collected_at IS NULL) OR ({_NOTHING_KEEPS_IT})
+    WHERE digest = ANY($4::text[])
+      AND ((artifacts.gc_claimed_at IS NOT NULL AND artifacts.collected_at IS NULL) OR ({_NOTHING_KEEPS_IT}))
     ORDER BY artifacts.digest
 """  # noqa: S608  # constants
 
 _MARK = f"""
-    UPDATE registry.artifacts SET gc_marked_at = now()
-    WHERE gc_marked_at IS NULL AND gc_claimed_at IS NULL AND {_NOTHING_KEEPS_IT}
-    RETURNING digest
-"""  # noqa: S608  # constants
-
-_UNMARK = f"""
-    UPDATE registry.artifacts SET gc_marked_at = NULL
-    WHERE gc_marked_at IS NOT NULL AND gc_claimed_at IS NULL AND collected_at IS NULL AND NOT ({_NOTHING_KEEPS_IT})
+    UPDATE registry.artifacts
+    SET gc_marked_at = CASE WHEN gc_marked_at IS NULL THEN now() END
+    WHERE digest = ANY($4::text[]) AND gc_claimed_at IS NULL AND collected_at IS NULL
+      AND (gc_marked_at IS NULL) = ({_NOTHING_KEEPS_IT})
+    RETURNING digest, gc_marked_at IS NOT NULL AS marked
 """  # noqa: S608  # constants
 
 _CLAIM = f"""
@@ -101,16 +103,21 @@ class Candidate:
     versions: list[str]
 
 
-async def list_candidates(connection: Connection, retention: Retention) -> list[Candidate]:
-    """Every artifact that nothing keeps, and those that were begun to be collected."""
-    rows = await connection.fetch(_LIST, *_parameters(retention))
+async def list_digests(connection: Connection, *, after: str) -> list[str]:
+    """Artifacts that were not collected by digest, some of those that come behind `after`."""
+    return [row["digest"] for row in await connection.fetch(_LIST_DIGESTS, after)]
+
+
+async def list_candidates(connection: Connection, retention: Retention, digests: Sequence[str]) -> list[Candidate]:
+    """Those of these artifacts that nothing keeps, or that were begun to be collected."""
+    rows = await connection.fetch(_LIST, *_parameters(retention), list(digests))
     return [Candidate(**{**dict(row), "versions": row["versions"] or []}) for row in rows]
 
 
-async def mark(connection: Connection, retention: Retention) -> list[str]:
-    """Mark what nothing keeps, and unmark what something keeps again; the digests that were marked now."""
-    await connection.execute(_UNMARK, *_parameters(retention))
-    return [row["digest"] for row in await connection.fetch(_MARK, *_parameters(retention))]
+async def mark(connection: Connection, retention: Retention, digests: Sequence[str]) -> set[str]:
+    """Of these, mark what nothing keeps, and unmark what something keeps again; the digests that were marked now."""
+    rows = await connection.fetch(_MARK, *_parameters(retention), list(digests))
+    return {row["digest"] for row in rows if row["marked"]}
 
 
 async def claim(connection: Connection, digest: str, retention: Retention) -> str | None:
