@@ -5,10 +5,11 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from libs.common.database import Connection
 from services.registry import evidence
@@ -37,6 +38,13 @@ async def trail(backend: Backend, tmp_path: Path) -> AsyncIterator[Trail]:
             await connection.execute("SELECT nextval(pg_get_serial_sequence('audit.events', 'id'))")
         assert await opened.grow(_SECOND) == [6, 7, 8, 9]
         yield opened
+
+
+@pytest.fixture
+def _logging_as_before() -> Iterator[None]:
+    """A command sends the log to what is standard error at that moment."""
+    yield
+    structlog.reset_defaults()
 
 
 async def _verify(trail: Trail, *, bucket: bool = True, within: "Connection | None" = None) -> Verdict:
@@ -280,6 +288,7 @@ async def test_an_export_and_checkpoints_are_enough(trail: Trail, tmp_path: Path
         await verify_export(await _export(trail, tmp_path / "bad", drop_hash), notes, keys)
 
 
+@pytest.mark.usefixtures("_logging_as_before")
 async def test_commands_say_what_they_found(
     trail: Trail, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
