@@ -22,7 +22,7 @@ from services.registry.sealing import seal
 from services.registry.store import trail
 from services.registry.tree import StoredTree, TreeDamaged
 
-_LEAVES_AT_ONCE = 65_536
+_LEAVES_AT_ONCE = 8192
 _AWAY = (
     StowageError,
     asyncpg.PostgresError,
