@@ -7,6 +7,7 @@ a million events reads six tiles at most.
 from collections.abc import Iterable, Sequence
 
 from libs.common.database import Connection
+from libs.common.errors import Conflict
 from services.registry.merkle import EMPTY_ROOT, Span, Subtree, fold, node_hash, whole_subtrees
 from services.registry.store import trail
 
@@ -14,8 +15,10 @@ _KEPT_LEVELS = 8
 _TILE = 1 << _KEPT_LEVELS
 
 
-class TreeDamaged(Exception):
+class TreeDamaged(Conflict):
     """Hashes of the tree are gone from the database; the message says which."""
+
+    kind = "audit-trail-inconsistent"
 
 
 def kept(subtrees: Iterable[tuple[Subtree, bytes]]) -> list[tuple[Subtree, bytes]]:
@@ -52,7 +55,7 @@ class StoredTree:
             row = [tile[position] for position in range(first, first + (1 << above_kept))]
         except KeyError as missing:
             what = "leaf" if level == 0 else f"hash of level {level}"
-            raise TreeDamaged(f"the tree of the audit trail has no {what} {missing.args[0]}") from None
+            raise TreeDamaged(f"the tree of the audit trail has no {what} {missing.args[0]}.") from None
         while len(row) > 1:
             row = [node_hash(left, right) for left, right in zip(row[::2], row[1::2], strict=True)]
         return row[0]

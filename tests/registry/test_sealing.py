@@ -15,7 +15,7 @@ from services.registry.merkle import Frontier, is_consistent, root_from_inclusio
 from services.registry.notes import Checkpoint, InvalidNote, PublicKey, Signer, parse_note, read_or_make_key, verified
 from services.registry.sealing import seal
 from services.registry.store import trail as store
-from services.registry.tree import StoredTree
+from services.registry.tree import StoredTree, TreeDamaged
 from tests.backend import Backend
 from tests.registry.running import running_registry
 from tests.registry.trail import ORIGIN, Trail, opened_trail
@@ -106,6 +106,9 @@ async def test_proofs_lead_to_the_signed_root(trail: Trail) -> None:
             hashes = [base64.b64decode(hashed) for hashed in between.hashes]
             roots = base64.b64decode(between.first_root), base64.b64decode(between.second_root)
             assert is_consistent(first, second, *roots, hashes)
+        await trail.as_owner("DELETE FROM audit.leaves WHERE position = 515")
+        with pytest.raises(TreeDamaged, match="no leaf 515"):
+            await evidence.prove_inclusion(connection, checkpoints, identifiers[519])
 
 
 def test_a_note_says_what_was_signed_by_whom(tmp_path: Path) -> None:
