@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 
@@ -23,6 +23,20 @@ Timestamp = Annotated[
     PlainSerializer(rfc3339, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+
+
+def _as_text(value: object) -> object:
+    """Refuse numbers for moments, which would be taken for seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and "T" in value.upper()):
+        return value
+    raise ValueError("expected a time as RFC 3339, such as 2030-01-01T00:00:00Z")
+
+
+Moment = Annotated[datetime, BeforeValidator(_as_text)]
+"""A moment that a request names."""
+
+AwareMoment = Annotated[AwareDatetime, BeforeValidator(_as_text)]
+"""The same, with its time zone."""
 
 
 class Resource(BaseModel):
@@ -397,7 +411,7 @@ class TokenRequest(Request):
     scopes: list[str] = Field(
         min_length=1, max_length=100, description="Such as `bundles:read` or `bundles:publish:observatory-*`."
     )
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
 
 
 class Token(Resource):

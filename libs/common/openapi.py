@@ -42,6 +42,8 @@ _ERROR_HEADERS = {
     HTTPStatus.TOO_MANY_REQUESTS: Header("Retry-After", "In how many seconds to ask again.", "5"),
     HTTPStatus.SERVICE_UNAVAILABLE: Header("Retry-After", "In how many seconds to ask again.", "2"),
 }
+_ETAG = Header("ETag", "Changes with the answer.", '"9f86d081884c7d659a2feaa0c55ad015"')
+_IF_NONE_MATCH = Header("If-None-Match", "What the caller has: 304 for it.", '"9f86d081884c7d659a2feaa0c55ad015"')
 _INTRODUCTION = """\
 JSON names are camelCase, times RFC 3339 in UTC with milliseconds, sizes bytes, digests `sha256:<hex>`. Lists come in
 pages: `next` is the `cursor` of the next one, null on the last. Unknown query parameters and body fields are refused.
@@ -153,16 +155,26 @@ def _operation(route: web.RouteDef, path: str, declared: Operation, schemas: _Sc
         "security": [{"bearer": [declared.scope.value]}] if declared.scope else [],
         "responses": _responses(declared, schemas),
     }
+    conditional = _is_conditional(route, declared)
+    if conditional:
+        rendered["responses"]["200"]["headers"] |= _headers([_ETAG])
+        rendered["responses"]["304"] = {"description": "The caller has it already.", "headers": _headers([_ETAG])}
     parameters = [
         *path_parameters(path),
         *(query_parameters(schemas.query(declared.query)) if declared.query else []),
-        *(_header_parameter(header) for header in declared.headers),
+        *(_header_parameter(header) for header in (*declared.headers, *([_IF_NONE_MATCH] if conditional else []))),
     ]
     if parameters:
         rendered["parameters"] = parameters
     if declared.body is not None:
         rendered["requestBody"] = {"required": True, **_body(declared.body, schemas, "validation")}
     return rendered
+
+
+def _is_conditional(route: web.RouteDef, declared: Operation) -> bool:
+    """Whether libs.common.conditional gives the answer its tag."""
+    answer = declared.answers.get(HTTPStatus.OK)
+    return route.method == "GET" and declared.scope is not None and answer is not None and isinstance(answer.body, type)
 
 
 def _tag_of(path: str, operation: Operation, tags: Sequence[Tag]) -> str:

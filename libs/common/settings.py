@@ -6,10 +6,13 @@ silently leave a default in force.
 """
 
 import os
+import re
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -37,7 +40,18 @@ class ServiceSettings(BaseSettings):
     )
     log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for a person.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    cors_origins: list[str] = Field(
+        default_factory=list, description="Origins whose pages may ask, as a JSON list; none by default."
+    )
     shutdown_seconds: float = Field(20.0, gt=0, description="How long open requests may take to finish on SIGTERM.")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        wrong = [origin for origin in value if not _ORIGIN.fullmatch(origin)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: write scheme and host, and the port if need be: https://app.example")
+        return value
 
     @classmethod
     def variable(cls, setting: str) -> str:

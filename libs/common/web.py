@@ -6,7 +6,7 @@ import gc
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from aiohttp import web
@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from libs.common.api import Answer, Content, operation, operation_of
 from libs.common.audit import Origin, answer_to
 from libs.common.auth import Authenticate, Principal
+from libs.common.conditional import tags_middleware
+from libs.common.cors import allow_origin, preflight_middleware
 from libs.common.errors import Unauthenticated
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
@@ -58,19 +60,26 @@ def create_application(
     checks: Mapping[str, Check],
     tags: Sequence[Tag],
     limit: RequestLimit,
+    cors_origins: Collection[str] = (),
     max_body_bytes: int = MAX_JSON_BYTES,
 ) -> web.Application:
     """An application with these routes, and those that every service has, which need no token.
 
     `checks` are what `/readyz` asks, by name; each raises when its part can't be used. What `/metrics` shows beyond
     requests, event loop and process, the service adds to `application[METRICS]`. `tags` group the routes in the
-    reference. `limit` is for each token.
+    reference. `limit` is for each token, `cors_origins` are those whose pages may ask.
     """
     metrics = Metrics()
     refusals = refusals_counter(metrics.registry)
     rates = RequestRates(limit, refusals)
     application = web.Application(
-        middlewares=[_request_middleware(service), problems_middleware(service), _auth_middleware(authenticate, rates)],
+        middlewares=[
+            _request_middleware(service),
+            *([preflight_middleware(cors_origins)] if cors_origins else []),
+            problems_middleware(service),
+            _auth_middleware(authenticate, rates),
+            tags_middleware(),
+        ],
         client_max_size=max_body_bytes,
     )
     application[_OPEN_REQUESTS] = {}
@@ -82,7 +91,7 @@ def create_application(
             raise TypeError(f"{route.method} {route.path} does not say what it promises: use libs.common.api.operation")
         route.register(application.router)
     application.cleanup_ctx.append(_watched_loop)
-    application.on_response_prepare.append(_mark_begun)
+    application.on_response_prepare.append(_complete_headers(cors_origins))
     return application
 
 
@@ -168,12 +177,9 @@ def _request_middleware(service: str) -> Middleware:
         try:
             response = await handler(request)
             status = response.status
-            if not response.prepared:
-                response.headers["X-Request-Id"] = request_id
             return response
         except web.HTTPException as redirect:
             status = redirect.status
-            redirect.headers["X-Request-Id"] = request_id
             raise
         except asyncio.CancelledError:
             status = _CALLER_GONE
@@ -201,8 +207,9 @@ def _auth_middleware(authenticate: Authenticate, rates: RequestRates) -> Middlew
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         declared = operation_of(request.match_info.handler)  # None where no route matched, which is then 404 or 405
-        if declared is not None and declared.scope is None:
-            return await handler(request)
+        wrong_method = isinstance(request.match_info.http_exception, web.HTTPMethodNotAllowed)
+        if wrong_method or (declared is not None and declared.scope is None):
+            return await handler(request)  # which methods a path takes is in the reference, for everybody
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("this needs a token: send the header “Authorization: Bearer <token>”.")
@@ -222,8 +229,18 @@ def _auth_middleware(authenticate: Authenticate, rates: RequestRates) -> Middlew
     return middleware
 
 
-async def _mark_begun(request: web.Request, _response: web.StreamResponse) -> None:
-    request[ANSWER_BEGUN] = True
+def _complete_headers(
+    cors_origins: Collection[str],
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """Give every answer, also those that are streamed, the headers that all have."""
+
+    async def complete(request: web.Request, response: web.StreamResponse) -> None:
+        request[ANSWER_BEGUN] = True
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        if cors_origins:
+            allow_origin(request, response, cors_origins)
+
+    return complete
 
 
 async def _watched_loop(application: web.Application) -> AsyncIterator[None]:

@@ -54,6 +54,7 @@ def create_app(settings: BuilderSettings) -> web.Application:
         authenticate=authenticate,
         checks={"database": database, "bucket": bucket},
         limit=RequestLimit.of(settings),
+        cors_origins=settings.cors_origins,
     )
     application[_STOPPING] = asyncio.Event()
     application.cleanup_ctx.append(_connections(settings))

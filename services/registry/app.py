@@ -29,6 +29,7 @@ def create_app(settings: RegistrySettings) -> web.Application:
         "registry",
         routes=ROUTES,
         tags=TAGS,
+        cors_origins=settings.cors_origins,
         authenticate=authenticate,
         checks={"database": check_database, "bucket": check_bucket},
         limit=RequestLimit.of(settings),

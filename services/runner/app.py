@@ -63,6 +63,7 @@ def create_app(settings: RunnerSettings) -> web.Application:
         checks={"database": parts.check_database, "bucket": parts.check_bucket, "queue": parts.check_queue},
         tags=routes.TAGS,
         limit=RequestLimit.of(settings),
+        cors_origins=settings.cors_origins,
     )
     application[routes.STOPPING] = parts.stopping
     application.cleanup_ctx.append(parts.running)

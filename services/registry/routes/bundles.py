@@ -137,6 +137,6 @@ ROUTES = (
     web.get("/job-bundles/{slug}/versions/{version}", get_version),
     web.get("/job-bundles/{slug}/versions/{version}/revisions", list_revisions),
     web.get("/job-bundles/{slug}/versions/{version}/files", list_files),
-    web.get("/artifacts/{digest}", get_artifact),
+    web.get("/artifacts/{digest:(?!uses$)[^/]+}", get_artifact),
     web.post("/artifacts/uses", note_uses),
 )

@@ -8,7 +8,6 @@ from pydantic import Field
 from libs.common import models
 from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
-from libs.common.problems import REQUEST_ID
 from services.registry import catalog
 from services.registry.download import filename_of, opened, presign
 from services.registry.placement import content_type_of
@@ -69,7 +68,6 @@ async def _stream(request: web.Request, version: Version) -> web.StreamResponse:
     response = web.StreamResponse(
         status=206 if (start, stop) != (0, version.size) else 200,
         headers={
-            "X-Request-Id": request[REQUEST_ID],
             "ETag": f'"{version.digest}"',
             "Accept-Ranges": "bytes",
             "Content-Type": content_type_of(version.compression),

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from aiohttp import web
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from libs.common import models
 from libs.common.api import Answer, operation
@@ -23,7 +23,7 @@ class TokensQuery(PageQuery):
 
     subject: str | None = Field(None, description="Those that speak for it.")
     active: bool | None = Field(None, description="Those that work, or those that are revoked or expired.")
-    unused_since: AwareDatetime | None = Field(None, description="Those that nobody has used since, or ever.")
+    unused_since: models.AwareMoment | None = Field(None, description="Those that nobody has used since, or ever.")
 
 
 @operation(
@@ -98,6 +98,6 @@ def _shown_before(token: Token, request_id: str) -> web.Response:
 ROUTES = (
     web.post("/tokens", create_token),
     web.get("/tokens", list_tokens),
-    web.delete("/tokens/{id}", revoke_token),
+    web.delete("/tokens/{id:(?!introspect$)[^/]+}", revoke_token),
     web.post("/tokens/introspect", introspect),
 )

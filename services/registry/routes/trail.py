@@ -4,7 +4,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from libs.common import models
 from libs.common.api import Answer, Content, operation
@@ -40,8 +40,8 @@ class _Filter(models.Request):
     actor: str | None = None
     action: str | None = None
     subject: str | None = Field(None, description="A bundle with all its versions, or exactly what it names.")
-    since: AwareDatetime | None = Field(None, description="No event before that.")
-    until: AwareDatetime | None = Field(None, description="No event from that on.")
+    since: models.AwareMoment | None = Field(None, description="No event before that.")
+    until: models.AwareMoment | None = Field(None, description="No event from that on.")
 
     def asked(self) -> trail.EventFilter:
         """The events that are asked for."""
