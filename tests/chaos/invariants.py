@@ -179,10 +179,14 @@ def _executed(runs: Sequence[Row], attempts: Mapping[str, Sequence[Row]], trace:
         begun, done = words[run["id"]]["begin"], words[run["id"]]["done"]
         if not run["retry"]["on"] and len(begun) > 1:
             yield f"run {run['id']} must not be tried again, and its handler was called in attempts {begun}"
-        for attempt_number in done[:-1]:
+        # In the order of the attempts: the handler of one that was lost may return after that of the next.
+        for attempt_number in sorted(done)[:-1]:
             state = next(attempt["state"] for attempt in attempts[run["id"]] if attempt["number"] == attempt_number)
             if state not in ("lost", "handed_back"):
                 yield f"run {run['id']} was done in attempts {done}, though attempt {attempt_number} was {state}"
+        succeeded = [attempt["number"] for attempt in attempts[run["id"]] if attempt["state"] == "succeeded"]
+        if begun and succeeded and max(begun) > min(succeeded):
+            yield f"run {run['id']} succeeded in attempt {succeeded}, and its handler was called in attempts {begun}"
 
 
 async def _events(backend: Backend, runs: Sequence[Row]) -> list[str]:
