@@ -18,7 +18,7 @@ from infra.local.ports import Ports
 
 _RANGE = range(10_000, 20_000)  # below the stacks of tests/e2e, and below the kernel's own range
 
-_HELD = 256
+_HELD = 64
 """So many locks at most: by then whoever was given the first has long bound it."""
 
 _held: deque[int] = deque()

@@ -109,11 +109,11 @@ class RunningRegistry:
         """Every key in the bucket that begins with `prefix`."""
         return list(self.objects.list(prefix))
 
-    async def settled(self) -> None:
-        """Wait until every request has ended, also those whose client is gone."""
+    async def settled(self, *, requests: int = 0) -> None:
+        """Wait until so many requests are being handled; none counts also those whose client is gone."""
         async with asyncio.timeout(20):
-            # Nobody tells when aiohttp is done with a request.
-            while any("_handle_request" in repr(task.get_coro()) for task in asyncio.all_tasks()):  # noqa: ASYNC110
+            # Nobody tells when aiohttp begins with a request, or is done with it.
+            while sum("_handle_request" in repr(task.get_coro()) for task in asyncio.all_tasks()) != requests:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def residue(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _WORKFLOW = {"steps": [{"name": "one", "job": "mine-a"}]}
 BY_SLUG = {
     ("GET", "/job-bundles"),
     ("POST", "/job-bundles"),
-    ("GET", "/artifacts/{digest}"),
+    ("GET", "/artifacts/{digest:(?!uses$)[^/]+}"),
     ("POST", "/artifacts/uses"),
     ("GET", "/jobs"),
     ("GET", "/workflows"),

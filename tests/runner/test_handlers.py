@@ -264,7 +264,7 @@ _EXITS = {
     "closes every descriptor": (
         node(
             "import fs from 'node:fs';"
-            "export function handler() { for (let fd = 3; fd < 64; fd++) try { fs.closeSync(fd) } catch {} }"
+            "export function handler() { for (let fd = 3; fd < 1024; fd++) try { fs.closeSync(fd) } catch {} }"
         ),
         None,
         "",
@@ -337,7 +337,7 @@ async def test_floods_of_output_are_cut_and_the_run_goes_on(registry: RunningReg
 _FIND_CHANNEL = """
 import fcntl, os
 def event_channel():
-    for fd in range(3, 64):
+    for fd in range(3, 1024):
         try:
             if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
                 return fd
