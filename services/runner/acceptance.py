@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,11 +109,10 @@ class Acceptance:
         TooManyRequests when there is no room in the queue. Forbidden unless the principal may run what is named, and
         the bundle that it comes to.
         """
-        _require_named(request, principal)
+        require_named(request, principal)
         check_inputs(request.inputs)
         await self._backlog.require_room()
-        template = await self._template(request)
-        principal.require(Scope.RUNS_WRITE, template.resolution.slug)
+        template = await self._template(request, principal)
         try:
             run = template.run(request.parameters, request.inputs, origin, concurrency_key=request.concurrency_key)
         except TemplateError as error:
@@ -137,7 +136,7 @@ class Acceptance:
             await conclude(connection, record)
         return record
 
-    async def _template(self, request: RunRequest) -> Template:
+    async def _template(self, request: RunRequest, principal: Principal) -> Template:
         if (request.bundle is None) == (request.job is None):
             raise InvalidRequest(
                 "name either a bundle (slug@version, slug@latest, slug@sha256:…) or a job, and not both."
@@ -154,7 +153,7 @@ class Acceptance:
         if request.timeout_seconds is not None:
             changes["limits"] = definition.limits.model_copy(update={"timeout_seconds": request.timeout_seconds})
         allow_yanked = request.allow_yanked or definition.allow_yanked
-        resolution = await resolve_bundle(self._standing, reference, allow_yanked=allow_yanked)
+        resolution = await resolve_bundle(self._standing, reference, principal, allow_yanked=allow_yanked)
         return Template(resolution, request.job, definition.model_copy(update=changes))
 
 
@@ -181,13 +180,23 @@ async def queue_run(connection: Connection, run: NewRun, origin: Origin) -> None
     await audit.append(connection, origin, event)
 
 
-def _require_named(request: RunRequest, principal: Principal) -> None:
-    """Before it is looked up: whether there is such a bundle or job is not for everybody to know."""
+def require_named(request: RunRequest, principal: Principal) -> None:
+    """Raise Forbidden unless the principal may run what the request names, and read what its inputs are from.
+
+    To be asked before anything is looked up: whether there is such a bundle or job is not for everybody to know.
+    """
     for name in (request.job, (request.bundle or "").partition("@")[0] or None):
         if name is not None:
             principal.require(Scope.RUNS_WRITE, name)
-    if request.inputs and not principal.may(Scope.RUNS_WRITE):
-        principal.require(Scope.RUNS_READ)  # the runs that inputs are from may be of any bundle
+    require_inputs_readable(request.inputs.values(), principal)
+
+
+def require_inputs_readable(inputs: Iterable[InputSource], principal: Principal) -> None:
+    """Raise Forbidden where inputs come from runs by id, which may be of any bundle, and the principal, whose token is
+    for some slugs only, may not read runs.
+    """
+    if not principal.may(Scope.RUNS_WRITE) and any(source.run is not None for source in inputs):
+        principal.require(Scope.RUNS_READ)
 
 
 def _render_key(template: str, parameters: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from libs.common.auth import Principal, Scope
 from libs.common.client import RegistryClient, ServiceError
 from libs.common.errors import InvalidRequest, NotFound, StowageError, Unavailable, Unprocessable
 from libs.common.identifiers import check_digest, check_slug, check_version
@@ -44,9 +45,13 @@ class BundleReference:
         return self.wanted.startswith("sha256:")
 
 
-async def resolve_bundle(standing: Standing, text: str, *, allow_yanked: bool) -> Resolution:
-    """What a reference means right now; Conflict where a new run may not be of that."""
+async def resolve_bundle(standing: Standing, text: str, principal: Principal, *, allow_yanked: bool) -> Resolution:
+    """What a reference means right now; Conflict where a new run may not be of that.
+
+    Forbidden where the principal may not run the bundle: the registry is not asked then, so nothing is told of it.
+    """
     reference = BundleReference.parse(text)
+    principal.require(Scope.RUNS_WRITE, reference.slug)
     async with _registry_errors_as(Unprocessable):
         resolution = await standing.resolve(reference.slug, reference.wanted)
     refusal = refuse_new_run(resolution, pinned=reference.pinned, allow_yanked=allow_yanked)

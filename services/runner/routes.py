@@ -14,7 +14,7 @@ from libs.common.models import Attempt, Output, Page, Request, Run, RunRequest, 
 from libs.common.openapi import Tag
 from libs.common.paging import PageQuery, page_of
 from libs.common.web import PRINCIPAL, json_response, origin_of
-from services.runner.acceptance import Acceptance
+from services.runner.acceptance import Acceptance, require_named
 from services.runner.catalogue import Catalogue
 from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
@@ -85,6 +85,8 @@ async def post_run(request: web.Request, body: RunRequest) -> web.StreamResponse
 
     It is pinned to a digest when it is accepted: a replacement after that changes nothing for it.
     """
+
+    require_named(body, request[PRINCIPAL])  # an answer that was kept is not for every token of the subject
 
     async def work(claim: Claim) -> web.Response:
         async def conclude(connection: Connection, run: RunRecord) -> None:

@@ -14,7 +14,7 @@ from libs.common.errors import InvalidRequest, Unprocessable
 from libs.common.idempotency import Conclude, nothing
 from libs.common.identifiers import new_id
 from libs.common.models import JobDefinition, Resolution, StepDefinition, WorkflowDefinition
-from services.runner.acceptance import check_input_name, check_parameters
+from services.runner.acceptance import check_input_name, check_parameters, require_inputs_readable
 from services.runner.advance import advance
 from services.runner.references import find_job, find_workflow, resolve_bundle
 from services.runner.standing import Standing
@@ -70,16 +70,16 @@ class WorkflowAcceptance:
     ) -> WorkflowRunView:
         """Start a workflow. All that its steps will execute is pinned now. TooManyRequests when the queue is full.
 
-        Forbidden unless the principal may run the bundle of each step.
+        Forbidden unless the principal may run the job of each step and the bundle that it comes to, and read the runs
+        that inputs are from.
         """
         await self._backlog.require_room()
         workflow = await find_workflow(self._registry, slug)
+        _require_steps(workflow.definition, principal)
         _check_inputs(workflow.definition)
         merged = {**workflow.definition.parameters, **parameters}
         check_parameters(merged, self._max_parameters_bytes)
-        steps = await self._pin(workflow.definition.steps)
-        for step in steps:
-            principal.require(Scope.RUNS_WRITE, step.resolution["slug"])
+        steps = await self._pin(workflow.definition.steps, principal)
         identifier = new_id("wfr")
         async with self._pool.acquire() as connection, connection.transaction():
             await insert_workflow_run(
@@ -100,7 +100,7 @@ class WorkflowAcceptance:
         await self._turns.give(scopes)
         return view
 
-    async def _pin(self, steps: Sequence[StepDefinition]) -> list[NewStep]:
+    async def _pin(self, steps: Sequence[StepDefinition], principal: Principal) -> list[NewStep]:
         """What each step's job and its bundle mean right now; each is asked for once."""
         limit = asyncio.Semaphore(_PARALLEL_LOOKUPS)
 
@@ -110,7 +110,7 @@ class WorkflowAcceptance:
 
         async def resolution(wanted: tuple[str, bool]) -> Resolution:
             async with limit:
-                return await resolve_bundle(self._standing, wanted[0], allow_yanked=wanted[1])
+                return await resolve_bundle(self._standing, wanted[0], principal, allow_yanked=wanted[1])
 
         slugs = sorted({step.job for step in steps})
         jobs = dict(zip(slugs, await asyncio.gather(*map(job, slugs)), strict=True))
@@ -126,6 +126,13 @@ class WorkflowAcceptance:
             )
             for step in steps
         ]
+
+
+def _require_steps(definition: WorkflowDefinition, principal: Principal) -> None:
+    """What `POST /runs` requires for a job and its inputs, for each step: a workflow is no way around that."""
+    for step in definition.steps:
+        principal.require(Scope.RUNS_WRITE, step.job)
+        require_inputs_readable(step.inputs.values(), principal)
 
 
 def _check_inputs(definition: WorkflowDefinition) -> None:
