@@ -4,10 +4,10 @@ Where the database and the bucket can disagree the database says what should be 
 """
 
 import base64
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -116,7 +116,7 @@ def output_key(run_id: str, attempt: int, path: str) -> str:
     return f"outputs/{run_id}/{attempt}/{path}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _translated(action: str, key: str) -> Iterator[None]:
     """Raise botocore's and urllib3's errors as ours."""
     try:
@@ -269,7 +269,8 @@ class ObjectStore:
         """Abort multipart uploads in flight under `prefix` that are `stale`; returns how many there were."""
         pending = [upload for upload in self.uploads_in_flight(prefix) if stale(upload)]
         for upload in pending:
-            with _translated("abort the upload of", upload.key):
+            # Somebody else may have ended it meanwhile.
+            with contextlib.suppress(ObjectMissing), _translated("abort the upload of", upload.key):
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
         return len(pending)
 
@@ -316,6 +317,15 @@ class ObjectBody:
         self.close()
 
 
+@contextlib.contextmanager
+def _of_an_upload(key: str) -> Iterator[None]:
+    """An upload that is gone was ended by a sweep, or by the server: it may be made again."""
+    try:
+        yield
+    except ObjectMissing as error:
+        raise ObjectStoreUnavailable(f"the upload of {key} was ended while it went on. Do it again.") from error
+
+
 class Upload:
     """A multipart upload. Either `complete` or `abort` ends it; both may be called from worker threads, in turn."""
 
@@ -336,7 +346,7 @@ class Upload:
         """Send the next part: PART_BYTES, or less for the last. The server verifies its SHA-256."""
         checksum = _checksum(data)
         number = len(self._parts) + 1
-        with _translated("write", self.key):
+        with _of_an_upload(self.key), _translated("write", self.key):
             answer = self._client.upload_part(
                 Bucket=self._bucket,
                 Key=self.key,
@@ -349,7 +359,7 @@ class Upload:
 
     def complete(self) -> None:
         """Make the object visible."""
-        with _translated("write", self.key):
+        with _of_an_upload(self.key), _translated("write", self.key):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=self.key,

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -13,6 +14,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_JSON_BYTES = 1024 * 1024
 """The largest JSON body, where a route has no limit of its own."""
+
+
+_MAX_PARTS = 100_000
+"""Most values in a JSON body: a few bytes each, and a thousand times as much in memory when each is refused by name."""
+
+_NAMED_PROBLEMS = 50
 
 
 async def read_model(request: web.Request, model: type[Model], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
@@ -30,7 +37,7 @@ def require_json(request: web.Request) -> None:
 async def read_body(request: web.Request, *, max_bytes: int, setting: str | None = None) -> bytes:
     """The whole body, or TooLarge, which names the setting that the limit is, if it is one."""
     body = bytearray()
-    async for chunk in request.content.iter_chunked(64 * 1024):
+    async for chunk in _chunks(request):
         body += chunk
         if len(body) > max_bytes:
             where = "here" if setting is None else f"({setting})"
@@ -41,8 +48,18 @@ async def read_body(request: web.Request, *, max_bytes: int, setting: str | None
     return bytes(body)
 
 
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.content.iter_chunked(64 * 1024):
+            yield chunk
+    except web.RequestPayloadError as error:
+        raise InvalidRequest(f"the body is damaged: {error}. Send it again.") from error
+
+
 def parse_model(body: bytes, model: type[Model]) -> Model:
     """JSON as `model`, or InvalidRequest naming each field that is wrong. Blocks: large bodies belong in a thread."""
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > _MAX_PARTS:
+        raise InvalidRequest(f"the body has more than {_MAX_PARTS} values. Send fewer.", maxValues=_MAX_PARTS)
     try:
         parsed = model.model_validate_json(body)
     except ValidationError as error:
@@ -99,4 +116,4 @@ def _invalid(where: str, error: ValidationError) -> InvalidRequest:
 
 def _refusal(where: str, problems: list[dict[str, str]]) -> InvalidRequest:
     summary = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
-    return InvalidRequest(f"{where} is not what is expected here: {summary}.", errors=problems)
+    return InvalidRequest(f"{where} is not what is expected here: {summary}.", errors=problems[:_NAMED_PROBLEMS])

@@ -106,6 +106,19 @@ def json_response(model: BaseModel, *, status: int = 200, headers: Mapping[str, 
     )
 
 
+async def send_stream(
+    request: web.Request, response: web.StreamResponse, chunks: AsyncIterator[bytes]
+) -> web.StreamResponse:
+    """Answer with `chunks` as they come; where only the headers are asked for (HEAD), with these."""
+    if request.method == "HEAD":
+        return response
+    await response.prepare(request)
+    async for chunk in chunks:
+        await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
 def origin_of(request: web.Request) -> Origin:
     """Who asks, for the audit trail."""
     return Origin(actor=request[PRINCIPAL].subject, request_id=request[REQUEST_ID], client=request.remote)

@@ -14,7 +14,7 @@ from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, 
 from libs.common.models import Build, Import, ImportRequest, Page, Request
 from libs.common.openapi import Tag
 from libs.common.paging import PageQuery
-from libs.common.web import json_response, origin_of
+from libs.common.web import json_response, origin_of, send_stream
 from services.builder.imports import Imports
 from services.builder.logs import BuildLogs
 from services.builder.store import ImportEvent
@@ -111,11 +111,8 @@ async def _follow_import(request: web.Request) -> web.StreamResponse:
         return web.Response(status=204)  # tells an EventSource not to come back
     response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     response.content_type = "text/event-stream"
-    await response.prepare(request)
     async with aclosing(events):
-        async for event in events:
-            await response.write(_render(event))
-    return response
+        return await send_stream(request, response, (_render(event) async for event in events))
 
 
 @operation(Scope.BUILDS_WRITE, answers={200: Build}, errors=["not-found"])
@@ -131,11 +128,8 @@ async def _get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Cache-Control": "no-store"})
     response.content_type = "text/plain"
     response.charset = "utf-8"
-    await response.prepare(request)
     async with aclosing(pieces):
-        async for piece in pieces:
-            await response.write(piece)
-    return response
+        return await send_stream(request, response, pieces)
 
 
 def _accepted(accepted: Import) -> web.Response:

@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 
 from libs.common import audit
 from libs.common.audit import Origin
+from libs.common.completion import in_thread
 from libs.common.database import Connection, Pool, alone
 from libs.common.errors import Unavailable
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
-from libs.common.objects import ARTIFACTS, ListedObject, Listing, ObjectStore
+from libs.common.objects import ARTIFACTS, ListedObject, Listing, ObjectStore, ObjectStoreUnavailable
 from services.registry import sweep
 from services.registry.store import artifacts, collection
 from services.registry.store.collection import Candidate, Retention
@@ -113,7 +114,7 @@ class Collector:
                 candidates = await collection.list_candidates(connection, self._retention, digests)
             done.marked += [candidate for candidate in candidates if candidate.digest in marked]
             for candidate in candidates:
-                if candidate.due and await self._collect_artifact(candidate, origin):
+                if candidate.due and await self._try_to_collect(candidate, origin):
                     done.artifacts.append(candidate)
         async for found in self._unnamed():
             if await self._remove_unnamed(found):
@@ -132,13 +133,22 @@ class Collector:
             yield digests
             after = digests[-1]
 
+    async def _try_to_collect(self, candidate: Candidate, origin: Origin) -> bool:
+        """Whether the artifact was collected. One whose object can't be deleted keeps no other from it."""
+        try:
+            return await self._collect_artifact(candidate, origin)
+        except ObjectStoreUnavailable as error:
+            await asyncio.to_thread(self._objects.check)  # raises where it is not this object alone
+            _log.error("artifact_not_collected", digest=candidate.digest, error=error.message)
+            return False
+
     async def _collect_artifact(self, candidate: Candidate, origin: Origin) -> bool:
         """Whether the artifact was collected: something may keep it by now."""
         async with self._pool.acquire() as connection, artifacts.locked(connection, candidate.digest):
             key = await collection.claim(connection, candidate.digest, self._retention)
             if key is None:
                 return False
-            await asyncio.to_thread(self._objects.delete, key)
+            await in_thread(self._objects.delete, key)  # never beyond the lock
             async with connection.transaction():
                 await collection.finish(connection, candidate.digest, str(self._retention))
                 await audit.append(connection, origin, _collected(candidate, self._retention))
@@ -203,7 +213,7 @@ async def remove_unnamed(connection: Connection, objects: ObjectStore, key: str)
     async with artifacts.locked(connection, digest):
         if key in await collection.named_keys(connection, [digest]):
             return False
-        await asyncio.to_thread(objects.delete, key)
+        await in_thread(objects.delete, key)
     _log.info("unnamed_object_removed", key=key)
     return True
 

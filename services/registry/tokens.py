@@ -93,8 +93,8 @@ class Authenticator:
         return principal
 
     def forget(self) -> None:
-        """Remember nobody: a token was revoked."""
-        self._known.clear()
+        """Ask again for everybody: a token was revoked. Whose token was known before is not a stranger for that."""
+        self._known = {hashed: (0.0, principal) for hashed, (_, principal) in self._known.items()}
 
 
 async def create(

@@ -2,8 +2,8 @@
 
 import asyncio
 import getpass
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from libs.common.audit import Origin
 from libs.common.database import Pool, is_connection_lost, open_pool
@@ -30,15 +30,23 @@ async def keep_up(settings: RegistrySettings, pool: Pool, objects: ObjectStore) 
     scrubber = _scrubber(settings, pool, objects, settings.scrub_bytes_per_second)
     while True:
         await asyncio.sleep(min(_LOOK_SECONDS, settings.gc_interval_seconds))
-        try:
+        with _logged("gc_failed"):
             await collector.collect_if_due(origin, interval_seconds=settings.gc_interval_seconds)
-            if settings.scrub_interval_seconds is not None:
+        if settings.scrub_interval_seconds is not None:
+            with _logged("scrub_failed"):
                 await scrubber.scrub_if_due(origin, interval_seconds=settings.scrub_interval_seconds)
-        except Exception as error:  # noqa: BLE001  # the next time may do better
-            if isinstance(error, StowageError) or is_connection_lost(error):
-                _log.warning("upkeep_failed", error=str(error))
-            else:
-                _log.exception("upkeep_failed")
+
+
+@contextmanager
+def _logged(event: str) -> Iterator[None]:
+    """Log what fails: the next time may do better, and what else is to be done need not wait for that."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is logged
+        if isinstance(error, StowageError) or is_connection_lost(error):
+            _log.warning(event, error=str(error))
+        else:
+            _log.exception(event)
 
 
 async def collect(settings: RegistrySettings, *, dry_run: bool) -> int:

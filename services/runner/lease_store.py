@@ -119,7 +119,7 @@ async def try_again(
 _LIST_ATTEMPTS = """
     SELECT number, state, runner, error, started_at, ended_at
     FROM runner.attempts
-    WHERE run_id = $1 AND number > $2
+    WHERE run_id = $1 AND number > $2::bigint
     ORDER BY number
     LIMIT $3
 """

@@ -1,6 +1,5 @@
 """The runner's HTTP interface: runs, their logs and outputs."""
 
-from collections.abc import AsyncIterator, Mapping
 from urllib.parse import quote
 
 from aiohttp import web
@@ -13,7 +12,7 @@ from libs.common.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, Claim, 
 from libs.common.models import Attempt, Output, Page, Request, Run, RunRequest, RunState
 from libs.common.openapi import Tag
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import PRINCIPAL, json_response, origin_of
+from libs.common.web import PRINCIPAL, json_response, origin_of, send_stream
 from services.runner.acceptance import Acceptance, require_named
 from services.runner.catalogue import Catalogue
 from services.runner.lifecycle import Lifecycle
@@ -138,7 +137,8 @@ async def get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
     logs, stopping = request.app[LOGS], request.app[STOPPING]
     await logs.require(run_id)
     lines = logs.text(run_id, after=query.after, follow=query.follow, closing=stopping.draining.is_set)
-    return await _stream(request, lines, {"Content-Type": "text/plain; charset=utf-8"})
+    response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+    return await send_stream(request, response, lines)
 
 
 @operation(Scope.RUNS_READ, answers={200: Page[Attempt]}, errors=["not-found", "invalid-cursor"])
@@ -173,7 +173,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
     if headers["ETag"] in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
         return web.Response(status=304, headers={"ETag": headers["ETag"]})
     async with catalogue.open_output(output) as opened:
-        return await _stream(request, opened.chunks, headers)
+        return await send_stream(request, web.StreamResponse(headers=headers), opened.chunks)
 
 
 def routes() -> list[web.RouteDef]:
@@ -208,12 +208,3 @@ def _output_headers(output: RecordedOutput) -> dict[str, str]:
         # A job wrote it: it may be looked at, but its scripts have no business on this origin.
         headers["Content-Security-Policy"] = "sandbox"
     return headers
-
-
-async def _stream(request: web.Request, chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
-    response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
-    async for chunk in chunks:
-        await response.write(chunk)
-    await response.write_eof()
-    return response

@@ -1,6 +1,7 @@
 """A builder with examples of the test's own, and a real registry."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -54,7 +55,9 @@ class Shop:
 
     def left_behind(self) -> list[str]:
         """What is in the temporary directory."""
-        return sorted(str(path.relative_to(self.work_dir)) for path in self.work_dir.rglob("*"))
+        below = os.walk(self.work_dir)  # passes over what is removed meanwhile
+        found = [Path(folder) / name for folder, folders, files in below for name in (*folders, *files)]
+        return sorted(str(path.relative_to(self.work_dir)) for path in found)
 
     async def log(self, build_id: str) -> str:
         """The log of a build as it is in the bucket."""

@@ -1,7 +1,10 @@
 """What every answer has and every route does: tags, request ids, allowed methods, origins."""
 
+import asyncio
+
 import pytest
 
+from libs.common.cursors import encode_cursor
 from libs.common.settings import SettingsError
 from services.registry.settings import RegistrySettings
 from tests.backend import Backend
@@ -141,3 +144,53 @@ async def test_times_of_queries_have_to_be_times(registry: RunningRegistry) -> N
     for wrong in ("0.5", "1700000000", "2026-01-01", "2026-01-01T00:00:00"):
         assert (await registry.request("GET", f"/audit?since={wrong}")).status == 400, wrong
     assert (await registry.request("GET", "/audit?since=2026-01-01T00:00:00Z")).status == 200
+
+
+async def test_head_of_what_is_streamed_is_followed_by_the_next_answer(registry: RunningRegistry) -> None:
+    """Nothing of a body may come: who keeps the connection would take it for the next answer."""
+    await registry.publish(bundle())
+    reader, writer = await asyncio.open_connection("127.0.0.1", registry.port)
+    try:
+        for path in ("/audit/export", f"{_VERSION}/download?stream=true"):
+            for method, requested in (("HEAD", path), ("GET", "/livez")):
+                writer.write(f"{method} {requested} HTTP/1.1\r\nHost: x\r\n".encode())
+                writer.write(f"Authorization: Bearer {registry.token}\r\n\r\n".encode())
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                assert head.startswith(b"HTTP/1.1 200 OK\r\n"), (path, head)
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            assert b"ok" in await reader.readexactly(length)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (f"{_VERSION}/revisions?cursor={encode_cursor(2**31)}", None),
+        ("/audit?until=9999-12-31T23:59:59-01:00", "invalid-request"),
+        ("/audit?since=0001-01-01T00:00:00%2B01:00", "invalid-request"),
+    ],
+)
+async def test_numbers_and_times_beyond_what_is_kept_are_no_fault_of_ours(
+    registry: RunningRegistry, path: str, kind: str | None
+) -> None:
+    await registry.publish(bundle())
+    answer = await registry.request("GET", path)
+    assert answer.status == (200 if kind is None else 400)
+    assert kind is None or answer.json["type"].endswith(f":{kind}")
+
+
+async def test_body_with_endless_small_values_is_refused_before_it_is_read(registry: RunningRegistry) -> None:
+    many = b'{"slug": "hello", "capabilityFlags": [' + b"0," * 400_000 + b"0]}"
+    answer = await registry.request("POST", "/job-bundles", data=many, headers={"Content-Type": "application/json"})
+    assert (answer.status, answer.json["maxValues"]) == (400, 100_000)
+    some = b'{"slug": "hello", "capabilityFlags": [' + b"0," * 1000 + b"0]}"
+    answer = await registry.request("POST", "/job-bundles", data=some, headers={"Content-Type": "application/json"})
+    assert (answer.status, len(answer.json["errors"])) == (400, 50)
+
+
+async def test_body_that_is_not_compressed_as_it_says_is_refused(registry: RunningRegistry) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = await registry.request("PUT", "/jobs/greet", data=b'{"bundle": "hello@latest"}', headers=headers)
+    assert (answer.status, answer.json["type"]) == (400, "urn:stowage:problem:invalid-request")

@@ -3,7 +3,16 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 
@@ -26,10 +35,19 @@ def _as_text(value: object) -> object:
     raise ValueError("expected a time as RFC 3339, such as 2030-01-01T00:00:00Z")
 
 
-Moment = Annotated[datetime, BeforeValidator(_as_text)]
+def _within_calendar(moment: datetime) -> datetime:
+    """Refuse what is before the year 1 or after 9999 in UTC."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("expected a time from the year 1 to 9999") from None
+    return moment
+
+
+Moment = Annotated[datetime, BeforeValidator(_as_text), AfterValidator(_within_calendar)]
 """A moment that a request names."""
 
-AwareMoment = Annotated[AwareDatetime, BeforeValidator(_as_text)]
+AwareMoment = Annotated[AwareDatetime, BeforeValidator(_as_text), AfterValidator(_within_calendar)]
 """The same, with its time zone."""
 
 

@@ -1,5 +1,6 @@
 """The audit trail over HTTP: events, and the proofs that they are as they were."""
 
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +13,7 @@ from libs.common.audit import RecordedEvent
 from libs.common.auth import Scope
 from libs.common.errors import InvalidRequest, NotFound
 from libs.common.paging import PageQuery, page_of
-from libs.common.web import json_response
+from libs.common.web import json_response, send_stream
 from services.registry import evidence
 from services.registry.exports import export_line
 from services.registry.resources import CHECKPOINTS, POOL
@@ -83,17 +84,18 @@ async def export_events(request: web.Request, query: ExportQuery) -> web.StreamR
     what `audit-verify --export` reads.
     """
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson; charset=utf-8"})
-    await response.prepare(request)
-    lines: list[str] = []
     async with aclosing(evidence.export(request.app[POOL], query.asked())) as events:
-        async for event in events:
-            lines.append(export_line(event))
-            if len(lines) == _LINES_AT_ONCE:
-                await response.write("".join(lines).encode())
-                lines.clear()
-    await response.write("".join(lines).encode())
-    await response.write_eof()
-    return response
+        return await send_stream(request, response, _lines(events))
+
+
+async def _lines(events: AsyncIterator[trail.ExportedEvent]) -> AsyncIterator[bytes]:
+    lines: list[str] = []
+    async for event in events:
+        lines.append(export_line(event))
+        if len(lines) == _LINES_AT_ONCE:
+            yield "".join(lines).encode()
+            lines.clear()
+    yield "".join(lines).encode()
 
 
 @operation(Scope.AUDIT_READ, answers={200: models.AuditEvent}, errors=["event-not-found"])

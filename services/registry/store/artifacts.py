@@ -58,7 +58,7 @@ _NOTE_USES = """
         WHERE digest = ANY($1::text[]) AND gc_claimed_at IS NULL AND collected_at IS NULL
           AND (gc_marked_at IS NOT NULL OR last_used_at IS NULL OR last_used_at <= now() - interval '1 hour')
         ORDER BY digest
-        FOR UPDATE
+        FOR NO KEY UPDATE
     )
     UPDATE registry.artifacts SET last_used_at = now(), gc_marked_at = NULL FROM noted
     WHERE artifacts.digest = noted.digest

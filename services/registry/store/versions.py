@@ -95,7 +95,7 @@ _REVISIONS = """
 
 _LIST_REVISIONS = f"""
     {_REVISIONS}
-    WHERE r.version_id = $1 AND ($2::integer IS NULL OR r.revision < $2)
+    WHERE r.version_id = $1 AND ($2::bigint IS NULL OR r.revision < $2)
     ORDER BY r.revision DESC
     LIMIT $3
 """
