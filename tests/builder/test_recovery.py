@@ -29,6 +29,11 @@ async def test_builder_killed_in_the_middle_of_a_build_leaves_nothing_after_a_re
         started = await client.start_import(shop.example.name)
         await eventually(lambda: len(list(pids.iterdir())) == 3)
         assert shop.left_behind() != []
+
+        async def said() -> bool:
+            return bool(await shop.backend.fetch("SELECT FROM builder.journal WHERE message LIKE '%hanging%'"))
+
+        await eventually(said)  # lines are stored a moment after they were printed
         await builder.end(signal.SIGKILL)
         await eventually(lambda: not any(psutil.pid_exists(int(path.name)) for path in pids.iterdir()))
         assert len([name for name in shop.left_behind() if "/" not in name]) == 1
