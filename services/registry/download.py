@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from libs.common.completion import to_the_end
+from libs.common.completion import in_thread
 from libs.common.errors import Unavailable
 from libs.common.objects import ObjectBody, ObjectMissing, ObjectStore
 from services.registry.placement import is_whole
@@ -37,7 +37,7 @@ async def opened(
     """
     stop = version.size if stop is None else stop
     try:
-        body = await to_the_end(asyncio.to_thread(objects.read, version.object_key, start=start))
+        body = await in_thread(objects.read, version.object_key, start=start)
     except ObjectMissing:
         raise _lost(version) from None
     try:
@@ -56,7 +56,7 @@ async def _verified(body: ObjectBody, version: Version) -> AsyncIterator[bytes]:
         if held:
             yield held
         held = chunk
-        await to_the_end(asyncio.to_thread(hashed.update, chunk))
+        await in_thread(hashed.update, chunk)
     if f"sha256:{hashed.hexdigest()}" != version.digest:
         raise _lost(version)
     yield held
@@ -73,7 +73,7 @@ async def _up_to(body: ObjectBody, length: int) -> AsyncIterator[bytes]:
 async def _chunks(body: ObjectBody) -> AsyncIterator[bytes]:
     iterator = iter(body)
     # A read can't be interrupted, and the body must not be closed under it.
-    while chunk := await to_the_end(asyncio.to_thread(next, iterator, b"")):
+    while chunk := await in_thread(next, iterator, b""):
         yield chunk
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 from libs.common import audit
 from libs.common.audit import Origin
-from libs.common.completion import to_the_end
+from libs.common.completion import in_thread
 from libs.common.database import Pool, alone
 from libs.common.errors import Unavailable
 from libs.common.identifiers import new_id
@@ -141,7 +141,7 @@ class Scrubber:
     async def _damage_of(self, listed: Listed) -> str | None:
         """What is wrong with an object, as a clause; None where it is whole."""
         try:
-            body = await to_the_end(asyncio.to_thread(self._objects.read, listed.object_key))
+            body = await in_thread(self._objects.read, listed.object_key)
         except ObjectMissing:
             return "its object is missing from the bucket"
         try:
@@ -156,8 +156,8 @@ class Scrubber:
         """The digest of what is read, at the pace that is allowed."""
         hashed, chunks = hashlib.sha256(), iter(body)
         began, received = time.monotonic(), 0
-        while chunk := await to_the_end(asyncio.to_thread(next, chunks, b"")):
-            await to_the_end(asyncio.to_thread(hashed.update, chunk))
+        while chunk := await in_thread(next, chunks, b""):
+            await in_thread(hashed.update, chunk)
             received += len(chunk)
             await asyncio.sleep(began + received / self._bytes_per_second - time.monotonic())
         return f"sha256:{hashed.hexdigest()}"

@@ -8,6 +8,7 @@ from pydantic import Field
 from libs.common import models
 from libs.common.api import Answer, Content, Header, operation
 from libs.common.auth import Scope
+from libs.common.web import send_stream
 from services.registry import catalog
 from services.registry.download import filename_of, opened, presign
 from services.registry.placement import content_type_of
@@ -80,11 +81,7 @@ async def _stream(request: web.Request, version: Version) -> web.StreamResponse:
     if request.method == "HEAD":
         return response
     async with opened(request.app[OBJECTS], version, start=start, stop=stop) as chunks:
-        await response.prepare(request)
-        async for chunk in chunks:
-            await response.write(chunk)
-    await response.write_eof()
-    return response
+        return await send_stream(request, response, chunks)
 
 
 def _range(request: web.Request, version: Version) -> tuple[int, int]:
