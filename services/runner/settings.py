@@ -37,7 +37,7 @@ class RunnerSettings(ServiceSettings):
     registry_url: str = Field(description="URL of the registry.")
     service_token: SecretStr = Field(description="Token for the registry; needs the scope bundles:read.")
 
-    concurrency: int = Field(2, ge=2, le=64, description="Runs at the same time; the queue wants two at least.")
+    concurrency: int = Field(4, ge=2, le=64, description="Runs at the same time; the queue wants two at least.")
     lease_seconds: float = Field(30.0, ge=1, le=3600, description="Silence after which a runner counts as lost.")
     drain_seconds: float = Field(10.0, ge=0, description="How long runs may go on after SIGTERM.")
     scratch_dir: Path | None = Field(None, description="Where runs live; by default tmpfs where there is room.")
