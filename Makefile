@@ -8,7 +8,7 @@ CONTAINER_ENGINE ?= $(shell command -v podman || command -v docker)
 IMAGE_PREFIX ?= stowage
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo up images test chaos fuzz check format lint types imports lock clean
+.PHONY: help demo up images test test-compose chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ images: ## Build the images of registry, builder and runner with podman or docke
 test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
 	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
+test-compose: $(VENV)/.dev ## Build the images, bring infra/compose.yaml up, run the observatory in it (docker or podman)
+	@$(BIN)/python -m tests.compose
+
 chaos: $(VENV)/.dev ## Kill, pause and cut off runners and servers under load (MINUTES=5 SEED=…), and check that nothing is lost
 	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
@@ -44,7 +47,7 @@ format: $(VENV)/.dev ## Format the code
 lint: $(VENV)/.dev ## Check format and lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/hadolint infra/images/Dockerfile
+	@$(BIN)/hadolint infra/images/Dockerfile tests/containers/*/Containerfile
 
 types: $(VENV)/.dev ## Check types
 	@$(BIN)/mypy
@@ -53,7 +56,7 @@ imports: $(VENV)/.dev ## Check who imports whom
 	@$(BIN)/lint-imports
 
 lock: $(VENV)/.dev ## Renew the lock files from requirements/*.in
-	@for name in runtime registry builder runner local dev; do \
+	@for name in runtime registry builder runner local servers dev; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 			--no-header --no-annotate $(LOCK_OPTIONS) requirements/$$name.in --output-file requirements/$$name.txt \
 			$$([ $$name = runtime ] || echo --constraint requirements/runtime.txt) || exit 1; done

@@ -12,16 +12,11 @@ from infra.local.home import Home, Secrets, StackInfo
 from infra.local.ports import DEFAULT_BASE, Ports
 from infra.local.processes import Service, ServiceDied, ShowLine, run_command
 from infra.migrate import migrate
+from infra.tokens import FIRST_TOKENS
 
 _BUCKET = "stowage"
 _DATABASE = "stowage"
 _READY_SECONDS = 60.0
-
-_TOKENS = {
-    "admin": ["admin"],
-    "builder": ["bundles:read", "bundles:publish", "bundles:force"],
-    "runner": ["bundles:read"],
-}
 
 
 def chosen_ports() -> Ports:
@@ -128,14 +123,14 @@ def _environments(
 
 
 async def _ensure_tokens(home: Home, environment: dict[str, str], *, first_start: bool) -> None:
-    missing = [name for name in _TOKENS if first_start or not (home.tokens / name).exists()]
+    missing = [name for name in FIRST_TOKENS if first_start or not (home.tokens / name).exists()]
     await asyncio.gather(
         *(
             run_command(
                 "services.registry",
                 "create-token",
                 *("--subject", name),
-                *(argument for scope in _TOKENS[name] for argument in ("--scope", scope)),
+                *(argument for scope in FIRST_TOKENS[name] for argument in ("--scope", scope)),
                 *("--token-file", str(home.tokens / name)),
                 environment=environment,
             )
