@@ -8,10 +8,10 @@ CONTAINER_ENGINE ?= $(shell command -v podman || command -v docker)
 IMAGE_PREFIX ?= stowage
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo up images test test-compose chaos fuzz check format lint types imports lock clean
+.PHONY: help demo up images test test-compose stand-ins chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## Set up, start everything, import the environmental observatory and run its workflows (ONCE=1: then stop)
 	@$(BIN)/python -m infra.local demo $(if $(ONCE),--once)
@@ -31,6 +31,11 @@ test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 serv
 
 test-compose: $(VENV)/.dev ## Build the images, bring infra/compose.yaml up, run the observatory in it (docker or podman)
 	@$(BIN)/python -m tests.compose
+
+stand-ins: ## Build images of PostgreSQL and an S3 server from packages, where none can be pulled
+	@for name in postgres s3; do \
+		$(CONTAINER_ENGINE) build --file tests/containers/$$name/Containerfile --tag stowage-test/$$name:1 \
+			$(if $(findstring podman,$(CONTAINER_ENGINE)),--pull=missing --format docker) . || exit 1; done
 
 chaos: $(VENV)/.dev ## Kill, pause and cut off runners and servers under load (MINUTES=5 SEED=…), and check that nothing is lost
 	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))

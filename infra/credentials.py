@@ -24,6 +24,8 @@ class CredentialFiles:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        for part in ("admin", *SERVICES):
+            (directory / part).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def audit_key(self) -> Path:
@@ -65,7 +67,6 @@ def _secret() -> str:
 
 def _write(path: Path, content: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.unlink(missing_ok=True)
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123  # os.open sets the mode

@@ -42,12 +42,13 @@ def main() -> int:
         prog="python -m infra.setup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", type=Path, metavar="DIRECTORY", help="where the services' credentials are kept")
-    files = CredentialFiles(parser.parse_args().directory)
+    directory = parser.parse_args().directory
     try:
         database_url = read_variables([_DATABASE_URL]).get(_DATABASE_URL)
         if not database_url:
             raise SettingsError(f"{_DATABASE_URL} must be set, or a file that {_DATABASE_URL}_FILE names")
         server = administered_server()
+        files = CredentialFiles(directory)
         asyncio.run(_set_up_database(database_url, files))
         _set_up_bucket(server, files)
         read_or_make_key(files.audit_key)

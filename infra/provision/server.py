@@ -86,7 +86,7 @@ def make_bucket(server: Server, *, wait_seconds: float = 0) -> bool:
 
 
 def _make_bucket(server: Server) -> bool:
-    client = _client(server, server.administrator)
+    client = client_of(server, server.administrator)
     with _explained(server, f"make the bucket {server.bucket}"):
         if client.bucket_exists(server.bucket):
             return False
@@ -117,7 +117,7 @@ def _explained(server: Server, doing: str) -> Iterator[None]:
 def works(server: Server, credentials: Credentials) -> bool:
     """Whether a user's keys are known and may ask for the bucket."""
     try:
-        return _client(server, credentials).bucket_exists(server.bucket)
+        return client_of(server, credentials).bucket_exists(server.bucket)
     except S3Error as error:
         if error.code in _REFUSED:
             return False
@@ -135,7 +135,8 @@ def until_usable(server: Server, user: str, credentials: Credentials) -> None:
         time.sleep(0.1)
 
 
-def _client(server: Server, credentials: Credentials) -> Minio:
+def client_of(server: Server, credentials: Credentials) -> Minio:
+    """A client of the server with a user's keys."""
     return Minio(
         server.host,
         access_key=credentials.access_key,
