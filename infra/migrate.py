@@ -1,4 +1,4 @@
-"""Bring a database to the present schema: `python -m infra.migrate`, with STOWAGE_DATABASE_URL set.
+"""Bring a database to the present schema: `python -m infra.migrate`, with STOWAGE_DATABASE_URL (or …_FILE) set.
 
 Our tables by dbmate from `infra/migrations`, the queue's by pgqueuer, which owns their shape. Safe to run again, and
 by several at once.
@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from libs.common.queue import queue_queries
+from libs.common.settings import SettingsError, read_variables
 
+_DATABASE_URL = "STOWAGE_DATABASE_URL"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7101_7102_7103
 
@@ -29,7 +31,7 @@ def _run_dbmate(database_url: str) -> None:
     search = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
     dbmate = shutil.which("dbmate", path=search)
     if dbmate is None:
-        raise MigrationError("dbmate is not installed; it is part of requirements/runtime.txt")
+        raise MigrationError("dbmate is not installed; it is part of requirements/registry.txt")
     parts = urlsplit(database_url)
     query = f"{parts.query}&sslmode=disable" if "sslmode" not in parts.query else parts.query
     finished = subprocess.run(
@@ -60,13 +62,12 @@ async def migrate(database_url: str) -> None:
 
 def main() -> int:
     """Migrate what STOWAGE_DATABASE_URL names; 0, or 1 with the reason on standard error."""
-    database_url = os.environ.get("STOWAGE_DATABASE_URL")
-    if not database_url:
-        sys.stderr.write("STOWAGE_DATABASE_URL is not set\n")
-        return 1
     try:
+        database_url = read_variables([_DATABASE_URL]).get(_DATABASE_URL)
+        if not database_url:
+            raise SettingsError(f"{_DATABASE_URL} is not set")
         asyncio.run(migrate(database_url))
-    except (MigrationError, OSError, asyncpg.PostgresError) as error:
+    except (SettingsError, MigrationError, OSError, asyncpg.PostgresError) as error:
         sys.stderr.write(f"migration failed: {error}\n")
         return 1
     return 0

@@ -12,6 +12,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 from minio import Minio
@@ -53,7 +54,7 @@ async def create_database(maintenance_url: str, name: str, *, template: str | No
             await connection.execute(f'CREATE DATABASE "{name}"{source}')
     finally:
         await connection.close()
-    return maintenance_url.replace("/postgres?", f"/{name}?")
+    return urlsplit(maintenance_url)._replace(path=f"/{name}").geturl()
 
 
 @contextlib.contextmanager
@@ -129,6 +130,7 @@ def _weed_options(directory: Path, ports: Ports, console_password: str) -> list[
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",
+        "-s3.iam.readOnly=false",
         f"-admin.port={ports.s3_console}",
         f"-admin.port.grpc={ports.s3_console_grpc}",
         f"-admin.password={console_password}",
