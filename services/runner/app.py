@@ -27,7 +27,9 @@ from services.runner.cells import CellKind, Cells
 from services.runner.compatibility import Runtimes
 from services.runner.events import EVENT_OVERHEAD_BYTES
 from services.runner.execution import Execution
+from services.runner.executors import ProcessExecutor
 from services.runner.interrupts import Watch
+from services.runner.lease_holder import Stock
 from services.runner.lifecycle import Lifecycle
 from services.runner.limits import Language
 from services.runner.logs import RunLogs
@@ -144,8 +146,20 @@ class _Parts:
             await stack.enter_async_context(cells.warmed())
             memory = MemoryBudget(settings.total_memory_bytes or settings.concurrency * settings.memory_bytes)
             secrets = _secret_providers(settings)
-            workshop = Workshop(settings, pool, objects, cells, memory, runtimes, threads, secrets, standing)
-            execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
+            uploads = Uploads(pool, objects, threads)
+            stock = Stock(pool, objects, secrets, standing, uploads)
+            workshop = Workshop(settings.rules(), cells, memory, runtimes, threads)
+            execution = Execution(
+                ProcessExecutor(workshop, stock),
+                uploads,
+                lifecycle,
+                journal,
+                logs,
+                watch,
+                self.stopping,
+                metrics,
+                max_log_bytes=settings.max_log_bytes,
+            )
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
                 execution.execute,
@@ -163,7 +177,7 @@ class _Parts:
             )
             await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))
-            await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), turns, scratch))
+            await stack.enter_async_context(_tidying(logs, uploads, turns, scratch))
             keeping = keep_regularly(pool, objects, registry, settings.retention_days)
             await stack.enter_async_context(_beside(keeping))
             yield

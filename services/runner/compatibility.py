@@ -53,6 +53,18 @@ def read_runnable_manifest(artifact: Artifact) -> Manifest:
         raise RunFailed(error.kind, error.message) from None
 
 
+def network_of(manifest: Manifest, *, allowed: bool) -> bool:
+    """Whether a bundle is to be given the network; RunFailed where it wants it and that is not `allowed`."""
+    wanted = "network" in manifest.capabilities
+    if wanted and not allowed:
+        raise RunFailed(
+            "network_refused",
+            "The bundle's manifest asks for the capability “network”, which this runner gives to no job. Run it "
+            "where STOWAGE_RUNNER_ALLOW_NETWORK is true, or publish it without.",
+        )
+    return wanted
+
+
 def require_runtime(manifest: Manifest, runtimes: Runtimes) -> None:
     """Raise RunFailed unless this runner has what the bundle wants: Node's major version, Python's as far as given."""
     if manifest.language == "node":

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
-from services.runner.limits import JobLimits
+from services.runner.limits import JobLimits, Rules
 from services.runner.sandbox.layers import Level
 
 _MIB = 1024 * 1024
@@ -78,3 +78,8 @@ class RunnerSettings(ServiceSettings):
     def job_limits(self) -> JobLimits:
         """What a job may use that does not say otherwise."""
         return JobLimits(**{field.name: getattr(self, field.name) for field in fields(JobLimits)})
+
+    def rules(self) -> Rules:
+        """What every attempt is held to."""
+        names = [field.name for field in fields(Rules) if field.name != "limits"]
+        return Rules(self.job_limits(), **{name: getattr(self, name) for name in names})
