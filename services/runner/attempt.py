@@ -17,6 +17,7 @@ from services.runner.compatibility import (
     Runtimes,
     network_of,
     read_runnable_manifest,
+    require_class,
     require_platform,
     require_runtime,
 )
@@ -90,6 +91,7 @@ class Attempt:
         """See the run through. The directory is gone when this returns or raises AttemptInterrupted."""
         try:
             manifest = read_runnable_manifest(self._order.artifact)
+            require_class(self._order.limits.node_class, self._rules.node_classes)
             if self._rules.platform_check:
                 require_platform(self._order.artifact.native)
             require_runtime(manifest, self._workshop.runtimes)

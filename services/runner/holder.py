@@ -99,5 +99,5 @@ class Holder(Protocol):
     def uploading(self, *, in_parts: bool) -> AbstractAsyncContextManager[None]:
         """Outputs may be written while the context is open, `in_parts` where any of them is that large.
 
-        They are discarded when it ends by AttemptInterrupted or RunFailed. AttemptInterrupted where the lease is lost.
+        They are discarded when it ends by an error. AttemptInterrupted where the lease is lost.
         """

@@ -41,7 +41,10 @@ class JobLimits:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a runner holds every attempt to. Its `limits` and time hold where the job does not set its own."""
+    """What a runner holds every attempt to. Its `limits` and time hold where the job does not set its own.
+
+    `node_classes` are the names that a job may use.
+    """
 
     limits: JobLimits
     timeout_seconds: float
@@ -52,7 +55,8 @@ class Rules:
     max_result_bytes: int
     max_outputs: int
     max_output_bytes: int
+    node_classes: tuple[str, ...] = ()
 
     def limits_of(self, given: Limits) -> JobLimits:
         """What a job may use that sets these limits."""
-        return replace(self.limits, **given.model_dump(exclude={"timeout_seconds"}, exclude_none=True))
+        return replace(self.limits, **given.model_dump(exclude={"timeout_seconds", "node_class"}, exclude_none=True))

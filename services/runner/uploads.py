@@ -47,13 +47,13 @@ class Uploads:
     async def writing(self, run: Assignment, *, in_parts: bool) -> AsyncIterator[None]:
         """An attempt may write its outputs while the context is open, `in_parts` where any of them is that large.
 
-        AttemptInterrupted where its lease is lost. When it ends by that or by RunFailed, they are removed.
+        AttemptInterrupted where its lease is lost. When the context ends by an error, they are removed.
         """
         if not await persistently(lambda: self._begin(run), what="begin_upload", run_id=run.id):
             raise AttemptInterrupted
         try:
             yield
-        except (AttemptInterrupted, RunFailed):
+        except Exception:
             await self.discard(run)
             raise
         if in_parts:
