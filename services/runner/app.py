@@ -28,7 +28,6 @@ from services.runner.execution import Execution
 from services.runner.executors import Executor as RunExecutor
 from services.runner.executors import process_executor
 from services.runner.interrupts import Watch
-from services.runner.kubernetes.place import open_cluster
 from services.runner.lease_holder import Stock
 from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
@@ -57,12 +56,12 @@ _log = get_logger(_SERVICE)
 OpenPlace: TypeAlias = Callable[[RunnerSettings], AbstractAsyncContextManager[Place]]
 
 
-def create_app(settings: RunnerSettings, *, open_place: OpenPlace = open_cluster) -> web.Application:
+def create_app(settings: RunnerSettings, *, open_place: OpenPlace | None = None) -> web.Application:
     """The runner's API, and the worker beside it. Both live as long as the application runs.
 
-    `open_place` is where runs are executed unless they are processes of this one.
+    `open_place` is where agents are started if such execute runs; the cluster of the settings by default.
     """
-    parts = _Parts(settings, open_place)
+    parts = _Parts(settings, open_place or _open_cluster)
     application = create_application(
         _SERVICE,
         routes=[*routes.routes(), *workflow_routes.routes()],
@@ -192,7 +191,16 @@ class _Parts:
             heartbeat_seconds=settings.lease_seconds / 2,
             max_message_bytes=settings.max_result_bytes + MESSAGE_OVERHEAD_BYTES,
         )
-        return remote_executor(settings, stock, threads, claims, place)
+        executor = remote_executor(settings, stock, threads, claims, place)
+        await executor.sweep()
+        return executor
+
+
+def _open_cluster(settings: RunnerSettings) -> AbstractAsyncContextManager[Place]:
+    # The client takes 66 MB and half a second: only where it is used.
+    from services.runner.kubernetes.place import open_cluster
+
+    return open_cluster(settings)
 
 
 def _secret_providers(settings: RunnerSettings) -> list[SecretProvider]:

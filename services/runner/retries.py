@@ -27,6 +27,7 @@ _PERMANENT = {
     "input_missing",
     "integrity",
     "invalid-manifest",
+    "job_refused",
     "manifest-mismatch",
     "object_missing",
     "platform_mismatch",
