@@ -156,6 +156,12 @@ def _evicted(seen: Seen, pod: Pod) -> Outcome:
 
 
 def _out_of_memory(seen: Seen) -> Outcome:
+    if not seen.taken:
+        return Outcome.failed(
+            "not_started",
+            f"The container of {seen.told()} had too little memory to begin (OOMKilled). Raise "
+            "STOWAGE_RUNNER_KUBERNETES_OVERHEAD_BYTES.",
+        )
     failure = memory_exceeded(seen.limits)
     return Outcome.failed(failure.kind, f"{failure} The kernel ended the container of {seen.told()} (OOMKilled).")
 

@@ -120,6 +120,7 @@ class Conversation:
         self._questions: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
         self._readable: set[str] = set()
+        self._may_write: bool | None = None
         self._system_lines = 0
         self._running: Timings | None = None
         self._progress: Progress | None = None
@@ -287,7 +288,13 @@ class Conversation:
                     raise NotUnderstood("it wants to read what is none of its run's")
                 return objects.presigned_read(key, expires_seconds=REQUEST_SECONDS)
             case WantUploading(in_parts=in_parts):
+                if self._may_write is not None:
+                    raise NotUnderstood("it wants to write outputs for a second time")
+                self._may_write = False  # until that is announced
                 await self._uploading.enter_async_context(self._holder.uploading(in_parts=in_parts))
+                self._may_write = True
+            case _ if not self._may_write:
+                raise NotUnderstood("it wants to write outputs that were not announced")
             case WantPut(path=path, size=size, digest=digest):
                 return written.put(path, size, digest)
             case WantUpload(path=path):

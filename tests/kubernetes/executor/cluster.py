@@ -28,7 +28,7 @@ class Where:
     image: str
 
     @classmethod
-    def given(cls) -> "Where | None":
+    async def given(cls) -> "Where | None":
         """As the environment says, or None where it says nothing of a cluster.
 
         `STOWAGE_TEST_KUBECONFIG` or `KUBECONFIG`; `STOWAGE_TEST_ADDRESS`, by default the one that this machine reaches
@@ -38,7 +38,8 @@ class Where:
         if not path:
             return None
         image = os.environ.get("STOWAGE_TEST_RUNNER_IMAGE", f"localhost/stowage/runner:{VERSION}")
-        return cls(Path(path), os.environ.get("STOWAGE_TEST_ADDRESS") or _own_address(Path(path)), image)
+        address = os.environ.get("STOWAGE_TEST_ADDRESS") or _own_address(await _configuration(Path(path)))
+        return cls(Path(path), address, image)
 
 
 class Namespace:
@@ -57,7 +58,7 @@ class Namespace:
             header_params=headers,
             body=body,
             auth_settings=["BearerToken"],
-            response_types_map={status: "object" for status in (200, 201, 202)},
+            response_types_map=dict.fromkeys((200, 201, 202), "object"),
         )
         return answer
 
@@ -83,7 +84,7 @@ class Namespace:
     async def empty(self, seconds: float = 60) -> None:
         """Wait until no Job and no pod is left."""
         async with asyncio.timeout(seconds):
-            while await self.jobs() or await self.pods():
+            while await self.jobs() or await self.pods():  # noqa: ASYNC110
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def delete_pod(self, name: str) -> None:
@@ -120,9 +121,7 @@ class Namespace:
 @contextlib.asynccontextmanager
 async def fresh_namespace(where: Where) -> AsyncIterator[Namespace]:
     """An empty namespace with the service account of runs, gone afterwards."""
-    configuration = Configuration()
-    await config.load_kube_config(config_file=str(where.kubeconfig), client_configuration=configuration)
-    async with ApiClient(configuration) as api:
+    async with ApiClient(await _configuration(where.kubeconfig)) as api:
         namespace = Namespace(api, f"stowage-exec-{secrets.token_hex(4)}")
         await namespace.create("/api/v1/namespaces", {"metadata": {"name": namespace.name}})
         try:
@@ -133,11 +132,14 @@ async def fresh_namespace(where: Where) -> AsyncIterator[Namespace]:
             await namespace.request("DELETE", "/api/v1/namespaces/{ns}")
 
 
-def _own_address(kubeconfig: Path) -> str:
-    import yaml
+async def _configuration(kubeconfig: Path) -> Configuration:
+    configuration = Configuration()
+    await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    return configuration
 
-    text = yaml.safe_load(kubeconfig.read_text())
-    server = urlsplit(text["clusters"][0]["cluster"]["server"])
+
+def _own_address(configuration: Configuration) -> str:
+    server = urlsplit(configuration.host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((server.hostname, server.port or 443))
         address: str = probe.getsockname()[0]

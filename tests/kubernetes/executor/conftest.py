@@ -11,15 +11,15 @@ from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.running import RunningRunner, running_runner
 
 _NO_CLUSTER = (
-    "there is no cluster: set STOWAGE_TEST_KUBECONFIG (or KUBECONFIG) to a kubeconfig, and STOWAGE_TEST_RUNNER_IMAGE to "
-    "the runner's image, which its nodes must have"
+    "there is no cluster: set STOWAGE_TEST_KUBECONFIG (or KUBECONFIG) to a kubeconfig, and STOWAGE_TEST_RUNNER_IMAGE "
+    "to the runner's image, which its nodes must have"
 )
 
 
 @pytest.fixture(scope="session")
-def where() -> Where:
+async def where() -> Where:
     """The cluster that the environment names."""
-    found = Where.given()
+    found = await Where.given()
     if found is None:
         pytest.skip(_NO_CLUSTER)
     return found
