@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 from kubernetes_asyncio import config
 from kubernetes_asyncio.client import ApiClient, ApiException, Configuration
+from kubernetes_asyncio.config.kube_config import KubeConfigMerger
 
 from libs.common.version import VERSION
 
@@ -144,3 +146,19 @@ def _own_address(configuration: Configuration) -> str:
         probe.connect((server.hostname, server.port or 443))
         address: str = probe.getsockname()[0]
         return address
+
+
+async def api_server_of(where: Where) -> str:
+    """Its URL."""
+    return str((await _configuration(where.kubeconfig)).host)
+
+
+def kubeconfig_through(where: Where, url: str, path: Path) -> Path:
+    """A copy of the kubeconfig with another way to the API server, whose certificate is of no interest then."""
+    merged = KubeConfigMerger(str(where.kubeconfig)).config
+    assert merged is not None
+    found: dict[str, Any] = merged.value
+    for entry in found["clusters"]:
+        entry["cluster"] = {"server": url, "insecure-skip-tls-verify": True}
+    path.write_text(json.dumps(found))  # which is YAML as well
+    return path
