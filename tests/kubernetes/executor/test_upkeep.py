@@ -210,7 +210,7 @@ async def test_a_run_outlives_an_api_server_that_is_away(
 ) -> None:
     await publish(own_registry, node(_TAKES_A_WHILE))
     async with StallingProxy(await api_server_of(where)).listening() as proxy:
-        kubeconfig = kubeconfig_through(where, proxy.url.replace("http:", "https:"), tmp_path / "kubeconfig")
+        kubeconfig = await kubeconfig_through(where, proxy.url.replace("http:", "https:"), tmp_path / "kubeconfig")
         settings = {**on_cluster, "kubernetes_config": kubeconfig, "kubernetes_start_seconds": 60}
         async with running_runner(
             own_backend, own_registry, tmp_path / "s", address=where.address, **settings
@@ -267,7 +267,7 @@ async def test_an_api_server_that_wants_to_be_left_alone_is(
 ) -> None:
     await publish(own_registry, node("export const handler = () => 'done';"))
     async with _busy(where, refusals=2) as busy:
-        kubeconfig = kubeconfig_through(where, busy.url, tmp_path / "kubeconfig")
+        kubeconfig = await kubeconfig_through(where, busy.url, tmp_path / "kubeconfig")
         settings = {**on_cluster, "kubernetes_config": kubeconfig}
         async with running_runner(
             own_backend, own_registry, tmp_path / "s", address=where.address, **settings
