@@ -23,7 +23,7 @@ from services.runner.remote.place import Placement
 from services.runner.settings import RunnerSettings
 from tests.backend import Backend, Servers, fresh_backend
 from tests.chaos.proxy import StallingProxy
-from tests.kubernetes.executor.cluster import Namespace, Where, api_server_of, kubeconfig_through
+from tests.kubernetes.executor.cluster import Namespace, Where, api_server_of, kubeconfig_for, kubeconfig_through
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import RunningRunner, runner_process, running_runner
@@ -278,6 +278,28 @@ async def test_an_api_server_that_wants_to_be_left_alone_is(
         assert second - first >= busy.retry_after_seconds
         assert third - second >= busy.retry_after_seconds
     await namespace.empty()
+
+
+async def test_the_rights_that_are_documented_are_enough(
+    where: Where,
+    own_backend: Backend,
+    own_registry: RunningRegistry,
+    namespace: Namespace,
+    on_cluster: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    await publish(own_registry, node("export const handler = () => 'done';"))
+    token = await namespace.token_with(
+        [
+            {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "list", "watch", "delete"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        ]
+    )
+    kubeconfig = await kubeconfig_for(where, token, tmp_path / "kubeconfig")
+    settings = {**on_cluster, "kubernetes_config": kubeconfig}
+    async with running_runner(own_backend, own_registry, tmp_path / "s", address=where.address, **settings) as runner:
+        assert (await runner.run()).state is RunState.SUCCEEDED
+    await namespace.empty()  # it was allowed to delete the Job
 
 
 class _Busy:
