@@ -126,6 +126,7 @@ class Conversation:
         self._failure: Exception | None = None
         self._readable: set[str] = set()
         self._may_write: bool | None = None
+        self._in_parts = False
         self._system_lines = 0
         self._running: Timings | None = None
         self._progress: Progress | None = None
@@ -306,11 +307,13 @@ class Conversation:
                     raise NotUnderstood("it wants to write outputs for a second time")
                 self._may_write = False  # until that is announced
                 await self._uploading.enter_async_context(self._holder.uploading(in_parts=in_parts))
-                self._may_write = True
+                self._may_write, self._in_parts = True, in_parts
             case _ if not self._may_write:
                 raise NotUnderstood("it wants to write outputs that were not announced")
             case WantPut(path=path, size=size, digest=digest):
                 return written.put(path, size, digest)
+            case WantUpload() if not self._in_parts:
+                raise NotUnderstood("it wants to write outputs in parts, and none is as large")
             case WantUpload(path=path):
                 await written.begin(path)
             case WantPart(path=path, number=number, size=size, digest=digest):
