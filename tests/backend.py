@@ -67,9 +67,12 @@ class Backend:
 
 
 @contextlib.contextmanager
-def running_servers() -> Iterator[Servers]:
-    """The servers of this session, with the template database that tests get copies of."""
-    with chosen_servers() as running:
+def running_servers(*, s3_address: str = "127.0.0.1") -> Iterator[Servers]:
+    """The servers of this session, with the template database that tests get copies of.
+
+    An embedded S3 server listens on `s3_address`.
+    """
+    with chosen_servers(s3_address) as running:
         asyncio.run(_make_template(running))
         yield running
         asyncio.run(_drop_database(running, running.template))

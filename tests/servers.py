@@ -58,16 +58,19 @@ class Servers:
         return Server(self.s3_endpoint, bucket, "us-east-1", Credentials(self.access_key, self.secret_key))
 
 
-def chosen_servers() -> AbstractContextManager[Servers]:
-    """The servers that the variable chooses, while the context is open; their databases and buckets are none yet."""
+def chosen_servers(s3_address: str = "127.0.0.1") -> AbstractContextManager[Servers]:
+    """The servers that the variable chooses, while the context is open; their databases and buckets are none yet.
+
+    An embedded S3 server listens on `s3_address`, which is for clients on other machines.
+    """
     chosen = os.environ.get("STOWAGE_TEST_BACKEND", "embedded")
     if chosen not in _KINDS:
         raise ValueError(f"STOWAGE_TEST_BACKEND is {chosen}; it may be {', '.join(_KINDS)}")
-    return _KINDS[chosen]()
+    return _KINDS[chosen](s3_address)
 
 
 @contextlib.contextmanager
-def _embedded() -> Iterator[Servers]:
+def _embedded(s3_address: str) -> Iterator[Servers]:
     access_key, secret_key = "test-access", servers.new_secret()
     with tempfile.TemporaryDirectory(prefix="stowage-test-", ignore_cleanup_errors=True) as home:
         state = Path(home)
@@ -79,13 +82,14 @@ def _embedded() -> Iterator[Servers]:
                 access_key=access_key,
                 secret_key=secret_key,
                 console_password=servers.new_secret(),
+                address=s3_address,
             ) as endpoint,
         ):
             yield Servers(url, endpoint, access_key, secret_key, _token())
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[Servers]:
+def _environment(_s3_address: str) -> Iterator[Servers]:
     names = ("STOWAGE_TEST_DATABASE_URL", "S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY")
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
@@ -95,7 +99,7 @@ def _environment() -> Iterator[Servers]:
 
 
 @contextlib.contextmanager
-def _containers() -> Iterator[Servers]:
+def _containers(_s3_address: str) -> Iterator[Servers]:
     access_key, password = "testaccess", secrets.token_hex(16)
     with engine() as found, contextlib.ExitStack() as stack:
         os.environ.update(found.environment)  # testcontainers reads its own there
@@ -141,7 +145,7 @@ def _token() -> str:
     return secrets.token_hex(4)
 
 
-_KINDS: dict[str, Callable[[], AbstractContextManager[Servers]]] = {
+_KINDS: dict[str, Callable[[str], AbstractContextManager[Servers]]] = {
     "embedded": _embedded,
     "environment": _environment,
     "containers": _containers,
