@@ -15,45 +15,19 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
-from urllib3.exceptions import HTTPError
 
-from libs.common.errors import StowageError, Unavailable
+from libs.common.object_errors import ObjectMissing, translated
+from libs.common.object_uploads import KnownBytes, StreamedUpload, Upload
 from libs.common.s3_clock import ServerClock
 from libs.common.s3_requests import ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, ObjectRequests
 from libs.common.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
-
-PART_BYTES = 8 * 1024 * 1024
-"""Size of the parts of a multipart upload; S3 wants at least 5 MiB for all but the last."""
 
 _READ_BYTES = 1024 * 1024
-_ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
-_PRESENT = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 _METADATA = "x-amz-meta-"
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
-
-
-class ObjectMissing(StowageError):
-    """No object has this key."""
-
-    kind = "object-missing"
-
-
-class ObjectExists(StowageError):
-    """An object has this key already, and was not to be replaced."""
-
-    kind = "object-exists"
-
-
-class ObjectStoreUnavailable(Unavailable):
-    """The S3 server can't be reached, refuses our credentials, or broke off."""
-
-    kind = "object-store-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,28 +90,6 @@ def output_key(run_id: str, attempt: int, path: str) -> str:
     return f"outputs/{run_id}/{attempt}/{path}"
 
 
-@contextlib.contextmanager
-def _translated(action: str, key: str) -> Iterator[None]:
-    """Raise botocore's and urllib3's errors as ours."""
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _ABSENT:
-            raise ObjectMissing(f"the bucket has no object {key}", key=key) from error
-        if code in _PRESENT:
-            raise ObjectExists(f"the bucket has an object {key} already", key=key) from error
-        if code in _DENIED:
-            raise ObjectStoreUnavailable(
-                f"the S3 server refused to {action} {key}: {code}. Check the S3 credentials."
-            ) from error
-        raise ObjectStoreUnavailable(f"the S3 server could not {action} {key}: {code or error}") from error
-    except (BotoCoreError, HTTPError, OSError) as error:
-        raise ObjectStoreUnavailable(
-            f"the S3 server can't be reached to {action} {key}: {type(error).__name__}"
-        ) from error
-
-
 def _checksum(data: bytes | memoryview) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
@@ -151,7 +103,8 @@ def _session() -> boto3.session.Session:
 class ObjectStore:
     """One bucket of an S3 server.
 
-    What is one request for one object is sent by `ObjectRequests`; boto3 does what takes several, copies and presigns.
+    What is one request for an object or a part of it is sent by `ObjectRequests`; boto3 begins and ends uploads, lists,
+    copies and presigns.
     """
 
     def __init__(self, settings: ServiceSettings, *, connections: int = 32) -> None:
@@ -184,13 +137,13 @@ class ObjectStore:
 
     def check(self) -> None:
         """Raise ObjectStoreUnavailable unless the bucket can be reached with our credentials."""
-        with _translated("look at", self.bucket):
+        with translated("look at", self.bucket):
             self._client.head_bucket(Bucket=self.bucket)
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object, or None where there is none."""
         try:
-            with _translated("look at", key):
+            with translated("look at", key):
                 found = self._requests.send("HEAD", key).headers
         except ObjectMissing:
             return None
@@ -205,22 +158,26 @@ class ObjectStore:
         """Write a small object in one request; the server verifies its SHA-256."""
         headers = {"Content-Type": content_type, "x-amz-checksum-sha256": _checksum(data)}
         headers |= {f"{_METADATA}{name}": value for name, value in (metadata or {}).items()}
-        with _translated("write", key):
+        with translated("write", key):
             self._requests.send("PUT", key, headers=headers, body=data)
 
     def put_once(self, key: str, data: bytes, *, content_type: str) -> None:
         """Write a small object that is not there yet; raises ObjectExists, as far as the server knows conditions."""
         headers = {"Content-Type": content_type, "x-amz-checksum-sha256": _checksum(data), "If-None-Match": "*"}
-        with _translated("write", key):
+        with translated("write", key):
             self._requests.send("PUT", key, headers=headers, body=data)
 
-    def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> "Upload":
+    def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> Upload:
         """Begin to write an object in parts. Nothing is visible before `Upload.complete`."""
-        return Upload(self._client, self.bucket, key, content_type, metadata or {})
+        return Upload(self._client, self._requests, self.bucket, key, content_type, metadata or {})
+
+    def stream(self, key: str, known: KnownBytes, *, content_type: str) -> Upload:
+        """Begin to write an object whose bytes are known before they come, as one part; of MAX_PART_BYTES at most."""
+        return StreamedUpload(self._client, self._requests, self.bucket, key, content_type, {}, known=known)
 
     def copy(self, source: str, target: str, *, content_type: str, metadata: Mapping[str, str]) -> None:
         """Copy within the bucket, on the server, giving the target its own content type and metadata."""
-        with _translated("copy", source):
+        with translated("copy", source):
             self._client.copy_object(
                 Bucket=self.bucket,
                 Key=target,
@@ -233,14 +190,14 @@ class ObjectStore:
     def read(self, key: str, *, start: int = 0) -> "ObjectBody":
         """Open an object for reading from byte `start` on; raises ObjectMissing. Close it, or use it as a context."""
         headers = {"Range": f"bytes={start}-"} if start else {}
-        with _translated("read", key):
+        with translated("read", key):
             answer = self._requests.send("GET", key, headers=headers, stream=True)
         size = int(answer.headers["Content-Length"])
         return ObjectBody(key, size, answer.headers.get("Content-Type", ""), StreamingBody(answer.raw, size))
 
     def delete(self, key: str) -> None:
         """Delete an object; deleting what is not there is no error."""
-        with _translated("delete", key):
+        with translated("delete", key):
             self._requests.send("DELETE", key)
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -249,7 +206,7 @@ class ObjectStore:
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[Listing]:
         """What is known of every object whose key begins with `prefix` and comes behind `after`: in order, by pages."""
-        with _translated("list", prefix):
+        with translated("list", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=prefix, StartAfter=after
             ):
@@ -259,7 +216,7 @@ class ObjectStore:
 
     def uploads_in_flight(self, prefix: str) -> "Iterator[PendingUpload]":
         """The multipart uploads under `prefix` that were neither completed nor aborted."""
-        with _translated("list uploads", prefix):
+        with translated("list uploads", prefix):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
                 for item in page.get("Uploads", []):
@@ -270,7 +227,7 @@ class ObjectStore:
         pending = [upload for upload in self.uploads_in_flight(prefix) if stale(upload)]
         for upload in pending:
             # Somebody else may have ended it meanwhile.
-            with contextlib.suppress(ObjectMissing), _translated("abort the upload of", upload.key):
+            with contextlib.suppress(ObjectMissing), translated("abort the upload of", upload.key):
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
         return len(pending)
 
@@ -300,7 +257,7 @@ class ObjectBody:
         self._body = body
 
     def __iter__(self) -> Iterator[bytes]:
-        with _translated("read", self.key):
+        with translated("read", self.key):
             while chunk := self._body.read(_READ_BYTES):
                 yield chunk
 
@@ -315,62 +272,3 @@ class ObjectBody:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _of_an_upload(key: str) -> Iterator[None]:
-    """An upload that is gone was ended by a sweep, or by the server: it may be made again."""
-    try:
-        yield
-    except ObjectMissing as error:
-        raise ObjectStoreUnavailable(f"the upload of {key} was ended while it went on. Do it again.") from error
-
-
-class Upload:
-    """A multipart upload. Either `complete` or `abort` ends it; both may be called from worker threads, in turn."""
-
-    def __init__(
-        self, client: "S3Client", bucket: str, key: str, content_type: str, metadata: Mapping[str, str]
-    ) -> None:
-        self._client = client
-        self._bucket = bucket
-        self.key = key
-        self._parts: list[CompletedPartTypeDef] = []
-        with _translated("write", key):
-            answer = client.create_multipart_upload(
-                Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata), ChecksumAlgorithm="SHA256"
-            )
-        self._upload_id = answer["UploadId"]
-
-    def part(self, data: bytes | memoryview) -> None:
-        """Send the next part: PART_BYTES, or less for the last. The server verifies its SHA-256."""
-        checksum = _checksum(data)
-        number = len(self._parts) + 1
-        with _of_an_upload(self.key), _translated("write", self.key):
-            answer = self._client.upload_part(
-                Bucket=self._bucket,
-                Key=self.key,
-                UploadId=self._upload_id,
-                PartNumber=number,
-                Body=bytes(data) if isinstance(data, memoryview) else data,
-                ChecksumSHA256=checksum,
-            )
-        self._parts.append({"ETag": answer["ETag"], "PartNumber": number, "ChecksumSHA256": checksum})
-
-    def complete(self) -> None:
-        """Make the object visible."""
-        with _of_an_upload(self.key), _translated("write", self.key):
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket,
-                Key=self.key,
-                UploadId=self._upload_id,
-                MultipartUpload={"Parts": self._parts},
-            )
-
-    def abort(self) -> None:
-        """Forget the upload and its parts; nothing was or becomes visible."""
-        try:
-            with _translated("abort the upload of", self.key):
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=self.key, UploadId=self._upload_id)
-        except ObjectMissing:
-            return

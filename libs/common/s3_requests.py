@@ -4,12 +4,14 @@ boto3's way from a call to the connection costs several times the CPU time of th
 requests. The signature and the connections below it are botocore's own: trust, proxies and time are treated alike.
 """
 
+import base64
+import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.credentials import Credentials
@@ -32,7 +34,74 @@ _PASSING = {
     HTTPStatus.TOO_MANY_REQUESTS,
 }
 _FIRST_PAUSE_SECONDS = 0.2
+_KEPT_BYTES = 8 * 1024 * 1024
 _CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
+
+
+class Payload:
+    """A body of many chunks, whose length and SHA-256 (in hex) are known before it is sent. It is copied nowhere."""
+
+    def __init__(self, chunks: Iterable[bytes], *, size: int, sha256: str) -> None:
+        self.size = size
+        self.sha256 = sha256
+        self._chunks = chunks
+
+    @classmethod
+    def of(cls, chunks: Sequence[bytes]) -> "Payload":
+        """A body that is in memory."""
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            digest.update(chunk)
+        return cls(chunks, size=sum(map(len, chunks)), sha256=digest.hexdigest())
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be sent once more."""
+        return True
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 as S3 wants it."""
+        return base64.b64encode(bytes.fromhex(self.sha256)).decode()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+
+class PassingPayload(Payload):
+    """A body whose chunks come while it is sent. It can be sent once more until some 8 MiB of it have come.
+
+    A server that is busy, and a connection that was closed while nobody used it, are noticed by then.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], *, size: int, sha256: str) -> None:
+        super().__init__(chunks, size=size, sha256=sha256)
+        self._coming = chunks
+        self._kept: list[bytes] | None = []
+        self._kept_bytes = 0
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether all that has come was kept."""
+        return self._kept is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from tuple(self._kept or ())
+        while chunk := self._next():
+            yield chunk
+
+    def _next(self) -> bytes:
+        try:
+            chunk = next(self._coming, b"")
+        except BaseException:
+            self._kept = None  # what was begun is not to be sent at all
+            raise
+        self._kept_bytes += len(chunk)
+        if self._kept is not None and self._kept_bytes <= _KEPT_BYTES:
+            self._kept.append(chunk)
+        else:
+            self._kept = None
+        return chunk
 
 
 class ObjectRequests:
@@ -49,24 +118,23 @@ class ObjectRequests:
             Credentials(settings.s3_access_key.get_secret_value(), settings.s3_secret_key.get_secret_value()),
             settings.s3_region,
         )
-        self._session = URLLib3Session(
-            verify=os.environ.get("AWS_CA_BUNDLE") or True,  # type: ignore[arg-type]  # the stubs know no path
-            proxies=get_environ_proxies(endpoint),
-            timeout=(CONNECT_SECONDS, READ_SECONDS),  # type: ignore[arg-type]  # the stubs know no pair
-            max_pool_connections=connections,
-        )
+        self._session = _session(endpoint, connections, CONNECT_SECONDS)
+        # While a body is sent the connection has the time limit that it was made with.
+        self._sending = _session(endpoint, connections, READ_SECONDS)
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+        self._sending.close()
 
     def send(
         self,
         method: str,
         key: str,
         *,
+        query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: bytes | Payload | None = None,
         stream: bool = False,
     ) -> AWSResponse:
         """The answer to a request, whose body is still to be read with `stream`.
@@ -74,19 +142,25 @@ class ObjectRequests:
         Raises botocore's ClientError for an answer that is an error, other errors of botocore's where none came.
         """
         url = f"{self._place}/{quote(key, safe='/~')}"
+        if query:
+            url += f"?{urlencode(query, quote_via=quote)}"
+        payload = body if isinstance(body, Payload) else None
+        headers = dict(headers or {})
+        if payload is not None:
+            headers |= {"Content-Length": str(payload.size), "x-amz-checksum-sha256": payload.checksum}
         for attempt in range(1, ATTEMPTS + 1):
-            request = AWSRequest(method, url, dict(headers or {}), body, stream_output=stream)
-            self._clock.sign(self._signer, request)
+            request = AWSRequest(method, url, headers, body, stream_output=stream)
+            self._clock.sign(self._signer, request, sha256=None if payload is None else payload.sha256)
             try:
-                answer = self._session.send(request.prepare())
+                answer = (self._session if payload is None else self._sending).send(request.prepare())
             except BotoCoreError:
-                if attempt == ATTEMPTS:
+                if attempt == ATTEMPTS or (payload is not None and not payload.repeatable):
                     raise
             else:
                 if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
                     return answer
                 content = answer.content  # reads it, so that the connection can be used again
-                if attempt == ATTEMPTS:
+                if attempt == ATTEMPTS or (payload is not None and not payload.repeatable):
                     raise _refusal(answer.status_code, content, method)
                 if self._clock.learn(answer.status_code, answer.headers):
                     continue
@@ -94,6 +168,15 @@ class ObjectRequests:
                     raise _refusal(answer.status_code, content, method)
             time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
+
+
+def _session(endpoint: str, connections: int, connect_seconds: float) -> URLLib3Session:
+    return URLLib3Session(
+        verify=os.environ.get("AWS_CA_BUNDLE") or True,  # type: ignore[arg-type]  # the stubs know no path
+        proxies=get_environ_proxies(endpoint),
+        timeout=(connect_seconds, READ_SECONDS),  # type: ignore[arg-type]  # the stubs know no pair
+        max_pool_connections=connections,
+    )
 
 
 def _refusal(status: int, content: bytes, method: str) -> ClientError:

@@ -1,0 +1,200 @@
+"""Objects that are written piece by piece, and visible when they are complete. These methods block."""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from libs.common.object_errors import ObjectMissing, ObjectStoreUnavailable, translated
+from libs.common.s3_requests import ObjectRequests, PassingPayload, Payload
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+PART_BYTES = 8 * 1024 * 1024
+"""Size of the parts of an upload; S3 wants at least 5 MiB for all but the last."""
+
+MAX_PART_BYTES = 5 * 1024**3
+"""The largest part that S3 takes."""
+
+STREAM_BYTES = 1024 * 1024
+"""How many bytes a streamed upload is well given at a time."""
+
+_MAX_WAITING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBytes:
+    """Bytes that are known before they are there: how many, and their SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+class Upload:
+    """A multipart upload. Either `complete` or `abort` ends it; all may be called from worker threads, in turn."""
+
+    def __init__(
+        self,
+        client: "S3Client",
+        requests: ObjectRequests,
+        bucket: str,
+        key: str,
+        content_type: str,
+        metadata: Mapping[str, str],
+    ) -> None:
+        self._client = client
+        self._requests = requests
+        self._bucket = bucket
+        self.key = key
+        self._parts: list[CompletedPartTypeDef] = []
+        with translated("write", key):
+            answer = client.create_multipart_upload(
+                Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata), ChecksumAlgorithm="SHA256"
+            )
+        self._upload_id = answer["UploadId"]
+
+    def write(self, *chunks: bytes) -> None:
+        """Send the next bytes as a part: PART_BYTES, or less for the last. The server verifies their SHA-256."""
+        self._send_part(Payload.of(chunks))
+
+    def complete(self) -> None:
+        """Make the object visible."""
+        with self._while_it_goes_on():
+            self._client.complete_multipart_upload(
+                Bucket=self._bucket,
+                Key=self.key,
+                UploadId=self._upload_id,
+                MultipartUpload={"Parts": self._parts},
+            )
+
+    def abort(self) -> None:
+        """Forget the upload and its parts; nothing was or becomes visible."""
+        try:
+            with translated("abort the upload of", self.key):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=self.key, UploadId=self._upload_id)
+        except ObjectMissing:
+            return
+
+    def _send_part(self, payload: Payload) -> None:
+        number = len(self._parts) + 1
+        query = {"partNumber": str(number), "uploadId": self._upload_id}
+        with self._while_it_goes_on():
+            answer = self._requests.send("PUT", self.key, query=query, body=payload)
+        self._parts.append({"ETag": answer.headers["ETag"], "PartNumber": number, "ChecksumSHA256": payload.checksum})
+
+    @contextlib.contextmanager
+    def _while_it_goes_on(self) -> Iterator[None]:
+        """An upload that is gone was ended by a sweep, or by the server: it may be made again."""
+        try:
+            with translated("write", self.key):
+                yield
+        except ObjectMissing as error:
+            raise ObjectStoreUnavailable(
+                f"the upload of {self.key} was ended while it went on. Do it again."
+            ) from error
+
+
+class StreamedUpload(Upload):
+    """An upload whose length and SHA-256 are known before its bytes: one part, which is sent on while it comes.
+
+    That spares both sides most of what parts cost. The server has the bytes already when the last are written; it
+    verifies the SHA-256 of the whole. What it breaks off can't be sent again: Unavailable, from `write` or `complete`.
+    """
+
+    def __init__(self, *arguments: Any, known: KnownBytes) -> None:
+        super().__init__(*arguments)
+        self._stream = _Stream()
+        self._missing_bytes = known.size
+        self._failure: BaseException | None = None
+        payload = PassingPayload(iter(self._stream), size=known.size, sha256=known.sha256)
+        # A thread of its own: it waits for whoever writes, for as long as that takes, and pools have other work.
+        self._sender = threading.Thread(target=self._run, args=(payload,), name=f"upload {self.key}", daemon=True)
+        self._sender.start()
+
+    def write(self, *chunks: bytes) -> None:
+        """Hand the next bytes over; waits while there are some MiB to be sent before them."""
+        self._missing_bytes -= sum(map(len, chunks))
+        if self._missing_bytes < 0:
+            raise ValueError(f"{self.key} is written longer than was said")
+        if not self._stream.put(chunks):
+            self._end()
+
+    def complete(self) -> None:
+        """Make the object visible, when the server has verified all of it."""
+        if self._missing_bytes:
+            raise ValueError(f"{self._missing_bytes} bytes of {self.key} are missing")
+        self._stream.close()
+        self._end()
+        super().complete()
+
+    def abort(self) -> None:
+        """Break the connection off if it is at work, and forget what came."""
+        self._stream.abandon()
+        self._sender.join()
+        super().abort()
+
+    def _run(self, payload: Payload) -> None:
+        try:
+            self._send_part(payload)
+        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            self._failure = error
+        finally:
+            self._stream.abandon()  # nobody takes what is still put in
+
+    def _end(self) -> None:
+        self._sender.join()
+        if self._failure is not None:
+            raise self._failure
+
+
+class _Stream:
+    """Chunks on their way from one thread to another."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[Sequence[bytes]] = deque()
+        self._closed = False
+        self._abandoned = False
+
+    def put(self, chunks: Sequence[bytes]) -> bool:
+        """Add chunks, once there is room; whether anybody will take them."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) < _MAX_WAITING or self._abandoned)
+            if not self._abandoned:
+                self._waiting.append(chunks)
+                self._changed.notify_all()
+            return not self._abandoned
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """What comes is neither given nor taken any more."""
+        with self._changed:
+            self._abandoned = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks, until the stream is closed. Raises Abandoned where it is abandoned."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closed or self._abandoned)
+                if self._abandoned:
+                    raise Abandoned
+                if not self._waiting:
+                    return
+                chunks = self._waiting.popleft()
+                self._changed.notify_all()
+            yield from chunks
+
+
+class Abandoned(Exception):
+    """What is being sent is not to be sent."""
