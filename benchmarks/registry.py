@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import random
 import sys
 import tarfile
@@ -29,6 +28,7 @@ import boto3
 import zstandard
 from botocore.config import Config
 
+from benchmarks.processes import cpu_seconds
 from benchmarks.report import compare, machine
 from libs.common.client import RegistryClient
 from libs.common.cursors import encode_cursor
@@ -43,7 +43,6 @@ _MEMBER_BYTES = 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _CONNECTIONS = 8
 _MEMORY_TARGET_MB = 64
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 # Versions 1.0.0, 1.0.1, … of one bundle, all of the artifact of the version that is there; the sort key is written as
 # `version_sort_key` writes it.
@@ -214,8 +213,7 @@ async def _fill(server: Server, versions: int) -> None:
 
 
 async def _compare_reading(few: Server, many: Server, counts: tuple[int, int], rounds: int) -> None:
-    def cursor(count: int, share: float) -> str:
-        number = int(count * share)
+    def below(number: int) -> str:
         return encode_cursor(version_sort_key(f"1.{number // 1000}.{number % 1000}"))
 
     def some_version(count: int) -> str:
@@ -226,8 +224,10 @@ async def _compare_reading(few: Server, many: Server, counts: tuple[int, int], r
         "a version": lambda count: f"/versions/{some_version(count)}",
         "latest": lambda _count: "/versions/latest",
         "first page": lambda _count: "/versions",
-        "page in the middle": lambda count: f"/versions?cursor={cursor(count, 0.5)}",
-        "last page": lambda count: f"/versions?cursor={cursor(count, 0.01)}",
+        "page in the middle": lambda count: f"/versions?cursor={below(count // 2)}",
+        # Of the one that was there before and the 49 lowest of the others: a page of 50 on both sides.
+        "last page": lambda _count: f"/versions?cursor={below(49)}",
+        "the bundle": lambda _count: "",
     }
     async with aiohttp.ClientSession() as session:
         for name, path in paths.items():
@@ -300,14 +300,9 @@ async def _compare_resolving(server: Server, rounds: int, requests: int) -> None
 
 
 async def _cpu_per_request(pid: int, action: Callable[[], Awaitable[None]], requests: int) -> float:
-    before = _cpu_seconds(pid)
+    before = cpu_seconds(pid)
     await action()
-    return (_cpu_seconds(pid) - before) / requests
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return (cpu_seconds(pid) - before) / requests
 
 
 async def _ask(port: int, token: str, requests: int) -> None:

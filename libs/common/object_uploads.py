@@ -4,8 +4,8 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from libs.common.object_errors import ObjectMissing, ObjectStoreUnavailable, translated
 from libs.common.s3_requests import ObjectRequests, PassingPayload, Payload
@@ -34,26 +34,34 @@ class KnownBytes:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class UploadTarget:
+    """What an upload becomes, and by which clients."""
+
+    client: "S3Client"
+    requests: ObjectRequests
+    bucket: str
+    key: str
+    content_type: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 class Upload:
     """A multipart upload. Either `complete` or `abort` ends it; all may be called from worker threads, in turn."""
 
-    def __init__(
-        self,
-        client: "S3Client",
-        requests: ObjectRequests,
-        bucket: str,
-        key: str,
-        content_type: str,
-        metadata: Mapping[str, str],
-    ) -> None:
-        self._client = client
-        self._requests = requests
-        self._bucket = bucket
-        self.key = key
+    def __init__(self, target: UploadTarget) -> None:
+        self.key = target.key
+        self._client = target.client
+        self._requests = target.requests
+        self._bucket = target.bucket
         self._parts: list[CompletedPartTypeDef] = []
-        with translated("write", key):
-            answer = client.create_multipart_upload(
-                Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata), ChecksumAlgorithm="SHA256"
+        with translated("write", self.key):
+            answer = self._client.create_multipart_upload(
+                Bucket=self._bucket,
+                Key=self.key,
+                ContentType=target.content_type,
+                Metadata=dict(target.metadata),
+                ChecksumAlgorithm="SHA256",
             )
         self._upload_id = answer["UploadId"]
 
@@ -105,8 +113,8 @@ class StreamedUpload(Upload):
     verifies the SHA-256 of the whole. What it breaks off can't be sent again: Unavailable, from `write` or `complete`.
     """
 
-    def __init__(self, *arguments: Any, known: KnownBytes) -> None:
-        super().__init__(*arguments)
+    def __init__(self, target: UploadTarget, known: KnownBytes) -> None:
+        super().__init__(target)
         self._stream = _Stream()
         self._missing_bytes = known.size
         self._failure: BaseException | None = None
@@ -122,6 +130,8 @@ class StreamedUpload(Upload):
             raise ValueError(f"{self.key} is written longer than was said")
         if not self._stream.put(chunks):
             self._end()
+        if not self._missing_bytes:
+            self._stream.close()  # so that the answer is read, and thread and connection are given up
 
     def complete(self) -> None:
         """Make the object visible, when the server has verified all of it."""
@@ -146,6 +156,7 @@ class StreamedUpload(Upload):
             self._stream.abandon()  # nobody takes what is still put in
 
     def _end(self) -> None:
+        """Wait until it is sent, and raise why it could not be."""
         self._sender.join()
         if self._failure is not None:
             raise self._failure

@@ -18,7 +18,7 @@ from botocore.config import Config
 from botocore.response import StreamingBody
 
 from libs.common.object_errors import ObjectMissing, translated
-from libs.common.object_uploads import KnownBytes, StreamedUpload, Upload
+from libs.common.object_uploads import KnownBytes, StreamedUpload, Upload, UploadTarget
 from libs.common.s3_clock import ServerClock
 from libs.common.s3_requests import ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, ObjectRequests
 from libs.common.settings import ServiceSettings
@@ -169,11 +169,11 @@ class ObjectStore:
 
     def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> Upload:
         """Begin to write an object in parts. Nothing is visible before `Upload.complete`."""
-        return Upload(self._client, self._requests, self.bucket, key, content_type, metadata or {})
+        return Upload(UploadTarget(self._client, self._requests, self.bucket, key, content_type, metadata or {}))
 
     def stream(self, key: str, known: KnownBytes, *, content_type: str) -> Upload:
         """Begin to write an object whose bytes are known before they come, as one part; of MAX_PART_BYTES at most."""
-        return StreamedUpload(self._client, self._requests, self.bucket, key, content_type, {}, known=known)
+        return StreamedUpload(UploadTarget(self._client, self._requests, self.bucket, key, content_type), known)
 
     def copy(self, source: str, target: str, *, content_type: str, metadata: Mapping[str, str]) -> None:
         """Copy within the bucket, on the server, giving the target its own content type and metadata."""
