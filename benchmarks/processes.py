@@ -1,5 +1,6 @@
 """What processes have cost, by what Linux counts of them."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -13,8 +14,12 @@ def cpu_seconds(pid: int) -> float:
 
 def cpu_seconds_of_family(pid: int) -> float:
     """CPU time that a process and its children have used, also those that have ended."""
-    own = sum(map(int, _fields(pid)[11:15])) / _TICKS
-    return own + sum(cpu_seconds(child) for child in _children(pid))
+    while True:
+        children = _children(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one has ended: its time is its parent's now
+            seconds = sum(map(int, _fields(pid)[11:15])) / _TICKS + sum(map(cpu_seconds, children))
+            if _children(pid) == children:
+                return seconds
 
 
 def parent_of(pid: int) -> int:
