@@ -144,30 +144,38 @@ class ObjectRequests:
         url = f"{self._place}/{quote(key, safe='/~')}"
         if query:
             url += f"?{urlencode(query, quote_via=quote)}"
-        payload = body if isinstance(body, Payload) else None
         headers = dict(headers or {})
-        if payload is not None:
-            headers |= {"Content-Length": str(payload.size), "x-amz-checksum-sha256": payload.checksum}
+        if isinstance(body, Payload):
+            headers |= {"Content-Length": str(body.size), "x-amz-checksum-sha256": body.checksum}
         for attempt in range(1, ATTEMPTS + 1):
             request = AWSRequest(method, url, headers, body, stream_output=stream)
-            self._clock.sign(self._signer, request, sha256=None if payload is None else payload.sha256)
             try:
-                answer = (self._session if payload is None else self._sending).send(request.prepare())
+                answer = self._send_once(request, body)
             except BotoCoreError:
-                if attempt == ATTEMPTS or (payload is not None and not payload.repeatable):
+                if attempt == ATTEMPTS or not _is_repeatable(body):
                     raise
             else:
                 if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
                     return answer
                 content = answer.content  # reads it, so that the connection can be used again
-                if attempt == ATTEMPTS or (payload is not None and not payload.repeatable):
-                    raise _refusal(answer.status_code, content, method)
-                if self._clock.learn(answer.status_code, answer.headers):
+                is_last = attempt == ATTEMPTS or not _is_repeatable(body)
+                if not is_last and self._clock.learn(answer.status_code, answer.headers):
                     continue
-                if answer.status_code not in _PASSING:
+                if is_last or answer.status_code not in _PASSING:
                     raise _refusal(answer.status_code, content, method)
             time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
+
+    def _send_once(self, request: AWSRequest, body: bytes | Payload | None) -> AWSResponse:
+        if isinstance(body, Payload):
+            self._clock.sign(self._signer, request, sha256=body.sha256)
+            return self._sending.send(request.prepare())
+        self._clock.sign(self._signer, request)
+        return self._session.send(request.prepare())
+
+
+def _is_repeatable(body: bytes | Payload | None) -> bool:
+    return not isinstance(body, Payload) or body.repeatable
 
 
 def _session(endpoint: str, connections: int, connect_seconds: float) -> URLLib3Session:
