@@ -1,6 +1,7 @@
 """What the audit trail costs, each pair measured in turn: `python -m benchmarks.audit`.
 
-- Publishing by eight writers, with events that are written, sealed and signed, against a registry that keeps no trail.
+- Publishing by eight writers, with events that are written, sealed and signed, against a registry that keeps no trail:
+  time, and CPU time of registry and PostgreSQL until the last event is sealed.
 - Pages of `GET /audit` of a million events against those of a thousand, first and deep, with every kind of filter; and
   which indexes PostgreSQL took for them.
 - Sealing, proofs, and `audit-verify` of so many events: time, and memory against a tenth of them.
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import aiohttp
 import asyncpg
 from asyncpg.connection import LoggedQuery
 
+from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, parent_of
 from benchmarks.report import compare, machine, percentile
 from libs.common.cursors import encode_cursor
 from libs.common.database import open_pool
@@ -61,6 +63,7 @@ class Server:
     """A registry in a process of its own."""
 
     backend: Backend
+    pid: int
     url: str
     headers: dict[str, str]
 
@@ -69,13 +72,21 @@ class Server:
 async def _server(servers: Servers, module: str = "services.registry", **settings: object) -> AsyncIterator[Server]:
     async with (
         fresh_backend(servers) as backend,
-        registry_process(backend, module=module, log_level="error", **settings) as (_, port),
+        registry_process(backend, module=module, log_level="error", **settings) as (process, port),
     ):
         token = await make_token(backend, "benchmark", "admin")
-        yield Server(backend, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {token}"})
+        yield Server(backend, process.pid, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {token}"})
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Cost:
+    """What publications cost, each in seconds."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
 
 async def _compare_publishing(servers: Servers, key_file: Path, rounds: int, publications: int) -> None:
@@ -85,20 +96,44 @@ async def _compare_publishing(servers: Servers, key_file: Path, rounds: int, pub
         _server(servers, "benchmarks.unaudited") as unaudited,
         aiohttp.ClientSession() as session,
     ):
-        ours: list[float] = []
-        theirs: list[float] = []
-        for number in range(rounds + 1):
+        ours, theirs = _Cost(), _Cost()
+        postmaster = await _postmaster(audited.backend)
+        for number in range(rounds + 2):
             bundles = [(slug, bundle(slug)) for slug in (f"hello-{next(numbers)}" for _ in range(publications))]
             pairs = [(audited, ours), (unaudited, theirs)]
-            for server, times in pairs if number % 2 else reversed(pairs):
+            for server, cost in pairs if number % 2 else reversed(pairs):
+                before = cpu_seconds(server.pid) + cpu_seconds_of_family(postmaster)
                 elapsed = await _publish(session, server, bundles)
-                if number:  # the first round only warms up
-                    times.append(elapsed / publications)
+                await _until_sealed(server.backend)
+                cpu = cpu_seconds(server.pid) + cpu_seconds_of_family(postmaster) - before
+                if number > 1:  # the first rounds only warm up
+                    cost.wall.append(elapsed / publications)
+                    cost.cpu.append(cpu / publications)
         (events,) = await audited.backend.fetch("SELECT count(*) AS count FROM audit.leaves")
         (none,) = await unaudited.backend.fetch("SELECT count(*) AS count FROM audit.events WHERE actor = 'benchmark'")
         assert none["count"] == 0
         print(f"{events['count']} events were sealed meanwhile")
-    compare("publish a bundle, 8 writers", ours, theirs, against="no audit trail", target="at most 1.10")
+    name, against, target = "publish a bundle, 8 writers", "no audit trail", "at most 1.10"
+    compare(f"{name}: time", ours.wall, theirs.wall, against=against, target=target)
+    compare(f"{name}: CPU time", ours.cpu, theirs.cpu, against=against, target="none")
+
+
+async def _postmaster(backend: Backend) -> int:
+    connection = await asyncpg.connect(backend.database_url)
+    try:
+        return parent_of(connection.get_server_pid())
+    finally:
+        await connection.close()
+
+
+async def _until_sealed(backend: Backend) -> None:
+    connection = await asyncpg.connect(backend.database_url)
+    try:
+        async with asyncio.timeout(60):
+            while await connection.fetchval("SELECT EXISTS (SELECT FROM audit.unsealed)"):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.2)
+    finally:
+        await connection.close()
 
 
 async def _publish(session: aiohttp.ClientSession, server: Server, bundles: list[tuple[str, bytes]]) -> float:
@@ -265,8 +300,8 @@ async def _measure(servers: Servers, options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--publications", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--publications", type=int, default=100)
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("parts", nargs="*", default=["publish", "pages", "check"], help="what to measure")
