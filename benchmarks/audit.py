@@ -24,7 +24,6 @@ from typing import Any
 
 import aiohttp
 import asyncpg
-from asyncpg.connection import LoggedQuery
 
 from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, parent_of
 from benchmarks.report import compare, machine, percentile
@@ -44,14 +43,16 @@ _FEW = 1000
 _NEVER = 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# An event a second until now, of two hundred bundles: nine tenths by a builder (in the first half by an older one), the
-# others by a thousand people.
+# An event a second until now, of $2 bundles with $3 versions each: nine tenths by a builder (in the first half by an
+# older one), the others by $4 people.
 _FILL = """
     INSERT INTO audit.events (at, actor, action, subject, digest, detail)
     SELECT now() - make_interval(secs => $1 - n),
-           CASE WHEN n % 10 = 0 THEN 'person-' || n / 10 % 1000 WHEN n < $1 / 2 THEN 'old-builder' ELSE 'builder' END,
+           CASE WHEN n % 10 = 0 THEN 'person-' || n / 10 % $4::integer
+                WHEN n < $1 / 2 THEN 'old-builder'
+                ELSE 'builder' END,
            CASE n % 3 WHEN 0 THEN 'version.published' WHEN 1 THEN 'version.replaced' ELSE 'run.accepted' END,
-           'bundle-' || n % 200 || '@1.' || n / 200 % 50 || '.0',
+           'bundle-' || n % $2::integer || '@1.' || n / $2::integer % $3::integer || '.0',
            'sha256:' || encode(sha256(n::text::bytea), 'hex'),
            jsonb_build_object('revision', n % 7)
     FROM generate_series(1, $1::integer) AS n
@@ -155,9 +156,11 @@ async def _publish(session: aiohttp.ClientSession, server: Server, bundles: list
 
 
 async def _fill(backend: Backend, events: int) -> None:
+    # So that a page of whatever is asked for is full, however many events there are in all.
+    spread = (200, 50, 1000) if events > _FEW else (4, 2, 2)
     connection = await asyncpg.connect(backend.database_url)
     try:
-        await connection.execute(_FILL, events, timeout=1200)
+        await connection.execute(_FILL, events, *spread, timeout=1200)
         await connection.execute("VACUUM ANALYZE audit.events", timeout=600)
     finally:
         await connection.close()
@@ -178,13 +181,13 @@ async def _asked(backend: Backend) -> dict[str, tuple[trail.EventFilter, tuple[d
         "actor": (wanted(actor="builder"), None),
         "actor, in the middle": (wanted(actor="builder"), deep),
         "actor of long ago": (wanted(actor="old-builder"), None),
-        "rare actor": (wanted(actor="person-7"), None),
+        "rare actor": (wanted(actor="person-1"), None),
         "action, until the middle": (wanted(action="run.accepted", until=middle), None),
-        "a bundle": (wanted(subject="bundle-7"), None),
-        "a bundle, in the middle": (wanted(subject="bundle-7"), deep),
-        "a version": (wanted(subject="bundle-7@1.0.0"), None),
-        "a bundle and its actor": (wanted(subject="bundle-7", actor="builder"), None),
-        "the same, until the middle": (wanted(subject="bundle-7", actor="builder", until=middle), None),
+        "a bundle": (wanted(subject="bundle-3"), None),
+        "a bundle, in the middle": (wanted(subject="bundle-3"), deep),
+        "a version": (wanted(subject="bundle-3@1.0.0"), None),
+        "a bundle and its actor": (wanted(subject="bundle-3", actor="builder"), None),
+        "the same, until the middle": (wanted(subject="bundle-3", actor="builder", until=middle), None),
         "actor, action, since the middle": (wanted(actor="builder", action="run.accepted", since=middle), None),
     }
 
@@ -192,7 +195,11 @@ async def _asked(backend: Backend) -> dict[str, tuple[trail.EventFilter, tuple[d
 def _query(wanted: trail.EventFilter, before: tuple[datetime, int] | None) -> dict[str, str]:
     """The query string that asks for it."""
     given = {name: getattr(wanted, name) for name in ("actor", "action", "subject", "since", "until")}
-    texts = {name: str(value) for name, value in given.items() if value is not None}
+    texts = {
+        name: value.isoformat() if isinstance(value, datetime) else str(value)
+        for name, value in given.items()
+        if value is not None
+    }
     if before is not None:
         texts["cursor"] = encode_cursor((before[0] - _EPOCH) // timedelta(microseconds=1), before[1])
     return texts
@@ -200,12 +207,9 @@ def _query(wanted: trail.EventFilter, before: tuple[datetime, int] | None) -> di
 
 async def _plan(backend: Backend, wanted: trail.EventFilter, before: tuple[datetime, int] | None) -> str:
     """How PostgreSQL reads it: kinds of scans and their indexes."""
-    asked: list[LoggedQuery] = []
+    statement, values = trail.list_statement(wanted, before=before, limit=51)
     async with open_pool(backend.database_url, size=1, application_name="benchmark") as pool, pool.acquire() as own:
-        with own.query_logger(asked.append):
-            await trail.list_events(own, wanted, before=before, limit=51)
-            await asyncio.sleep(0)  # the logger is called by the loop
-        explained = await own.fetchval(f"EXPLAIN (FORMAT JSON) {asked[0].query}", *asked[0].args)
+        explained = await own.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *values)
     return ", ".join(_scans(explained[0]["Plan"]))
 
 
