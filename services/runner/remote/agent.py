@@ -104,16 +104,16 @@ async def _connect(session: aiohttp.ClientSession, settings: AgentSettings) -> a
 
 
 async def _make(settings: AgentSettings, assigned: Assigned, holder: RemoteHolder) -> Ended:
-    try:
-        async with _workshop(settings, assigned) as workshop:
-            attempt = Attempt(workshop, holder.order, holder)
-            try:
-                outcome: Outcome | None = await attempt.execute()
-            except AttemptInterrupted:
-                outcome = None
-    except (SandboxUnavailable, ScratchError, RuntimeError, OSError) as error:
-        return _ended(Outcome.failed("not_started", f"Where the run was to be executed: {error}"), None)
-    return _ended(outcome, attempt)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            workshop = await stack.enter_async_context(_workshop(settings, assigned))
+        except (SandboxUnavailable, ScratchError, RuntimeError, OSError) as error:
+            return _ended(Outcome.failed("not_started", f"Where the run was to be executed: {error}"), None)
+        attempt = Attempt(workshop, holder.order, holder)
+        try:
+            return _ended(await attempt.execute(), attempt)
+        except AttemptInterrupted:
+            return _ended(None, attempt)
 
 
 @contextlib.asynccontextmanager
