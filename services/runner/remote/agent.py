@@ -99,7 +99,9 @@ async def _connect(session: aiohttp.ClientSession, settings: AgentSettings) -> a
             raise NotTaken(f"{settings.url} answered {error.status}: the attempt is over, or another has it") from None
         except (aiohttp.ClientError, OSError) as error:
             if asyncio.get_running_loop().time() > until:
-                raise NotTaken(f"{settings.url} can't be reached: {error}") from None
+                raise NotTaken(
+                    f"{settings.url} can't be reached: {error}. The runner has it from STOWAGE_RUNNER_ADVERTISED_URL"
+                ) from None
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
