@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-MAX_DEPTH = 200
-"""How deep a value may be nested: well below what JSON parsers on either side refuse."""
+MAX_DEPTH = 190
+"""How deep a value may be nested: what is shown with it on top is below the 200 at which clients' parsers refuse."""
 
 
 class UnstorableValue(ValueError):
@@ -53,6 +53,8 @@ def require_storable(value: Any) -> int:
     # The escape may also be a backslash that is followed by these letters; then the slow look decides.
     if "\\u0000" in text and _has_nul(value):
         raise UnstorableValue("a text in it has the character U+0000")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        raise UnstorableValue(f"it is nested more than {MAX_DEPTH} deep")
     return len(encoded)
 
 
@@ -66,6 +68,25 @@ def _has_nul(value: Any) -> bool:
             return any(_has_nul(item) for item in value)
         case _:
             return False
+
+
+def _is_deep(value: Any) -> bool:
+    level, depth = [value], 0
+    while level := [item for outer in level for item in _items(outer)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def _items(value: Any) -> list[Any]:
+    match value:
+        case dict():
+            return list(value.values())
+        case list():
+            return value
+        case _:
+            return []
 
 
 def _refuse_constant(name: str) -> float:

@@ -219,6 +219,11 @@ _FAILURES = {
     ),
     "returns a BigInt": (node("export const handler = () => 1n"), "result_not_json", "BigInt"),
     "returns NUL": (node("export const handler = () => 'a\\0b'"), "result_not_json", "U+0000"),
+    "returns what is deep": (
+        node("export const handler = () => JSON.parse('['.repeat(400) + ']'.repeat(400))"),
+        "result_not_json",
+        "nested more than 190 deep",
+    ),
     "returns half a pair": (node("export const handler = () => '\\ud800'"), "result_not_json", "surrogate"),
     "returns too much": (node("export const handler = () => 'x'.repeat(2e6)"), "result_too_large", "outputDir"),
     "python raises": (python("def handler(context): raise ValueError('no such site')"), "ValueError", "no such site"),
