@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -11,8 +12,10 @@ from kubernetes_asyncio.client import ApiClient, Configuration
 
 from services.runner.kubernetes.cluster import Cluster
 from services.runner.kubernetes.pauses import FIRST_PAUSE_SECONDS, Pauses
+from services.runner.kubernetes.place import KubernetesPlace
 from services.runner.kubernetes.shapes import Pod
 from services.runner.kubernetes.watched import Watched
+from tests.unit.placements import job_settings, placement_of
 
 _SHORTEST = 0.75 * FIRST_PAUSE_SECONDS
 
@@ -28,13 +31,15 @@ class _Gate:
         self.url = ""
         self.asked: list[float] = []
         self.answers: deque[web.Response] = deque()
+        self.lists: deque[web.Response] = deque()
 
     async def refuse(self, request: web.Request) -> web.Response:
         if request.method != "POST":
             if request.query.get("watch"):
                 self.asked.append(asyncio.get_running_loop().time())
                 return self.answers.popleft() if self.answers else web.Response()
-            return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
+            empty = {"items": [], "metadata": {"resourceVersion": "1"}}
+            return self.lists.popleft() if self.lists else web.json_response(empty)
         self.asked.append(asyncio.get_running_loop().time())
         return self.answers.popleft()
 
@@ -86,3 +91,58 @@ def test_pauses_grow_to_the_longest_and_begin_anew() -> None:
     assert pauses.next(at_least=10.0) == 10.0
     pauses.reset()
     assert pauses.next() <= 1.25 * FIRST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(409, "Conflict"), (401, "Unauthorized"), (403, "Forbidden"), (502, "BadGateway")]
+)
+async def test_what_may_pass_does_not_end_a_run(gate: _Gate, status: int, reason: str) -> None:
+    gate.answers.extend([_error(status, reason), _error(status, reason), _error(422, "Invalid", "a wrong toleration")])
+    async with _cluster(gate) as cluster, KubernetesPlace(cluster, job_settings()).placed(placement_of()) as agent:
+        async with asyncio.timeout(60):
+            error = (await agent.over()).error
+    assert len(gate.asked) == 3
+    assert error is not None
+    assert error.type == "job_refused"
+    assert "a wrong toleration" in error.message
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (lambda: _error(422, "Invalid"), "job_refused"),
+        (lambda: _error(403, "Forbidden", "jobs is forbidden: exceeded quota: none"), "not_started"),
+        (lambda: web.json_response(["no", "Status"], status=400), "job_refused"),
+        (lambda: web.json_response({"kind": "something else"}, status=201), "not_started"),
+    ],
+)
+async def test_what_will_not_pass_ends_it_at_once(gate: _Gate, refusal: Any, kind: str) -> None:
+    gate.answers.append(refusal())
+    async with _cluster(gate) as cluster, KubernetesPlace(cluster, job_settings()).placed(placement_of()) as agent:
+        async with asyncio.timeout(60):
+            error = (await agent.over()).error
+    assert len(gate.asked) == 1
+    assert error is not None
+    assert error.type == kind
+
+
+async def test_why_the_job_is_not_there_yet_is_told(gate: _Gate) -> None:
+    gate.answers.extend(_error(409, "Conflict", "the quota has been modified") for _ in range(20))
+    async with _cluster(gate) as cluster, KubernetesPlace(cluster, job_settings()).placed(placement_of()) as agent:
+        await gate.until_asked(2)
+        error = agent.not_begun(1).error
+    assert error is not None
+    assert error.type == "not_started"
+    assert "the quota has been modified (409)" in error.message
+
+
+@pytest.mark.parametrize(("status", "reason"), [(410, "Expired"), (403, "Forbidden"), (503, "ServiceUnavailable")])
+async def test_what_can_not_be_swept_now_stops_nobody(gate: _Gate, status: int, reason: str) -> None:
+    gate.lists.append(_error(status, reason))
+
+    async def held(_runs: Any) -> dict[str, str | None]:
+        return {}
+
+    async with _cluster(gate) as cluster:
+        await KubernetesPlace(cluster, job_settings()).sweep(held)
+    assert not gate.lists
