@@ -79,6 +79,7 @@ def _container(**state: Any) -> dict[str, Any]:
 
 
 _MISSED = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}
+_TO_MISS = {**_MISSED, "type": "FailureTarget"}  # its pod has not ended yet
 _BACKOFF = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "limit"}
 _DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "for another"}
 _DELETED = "2026-01-01T00:00:00Z"
@@ -149,6 +150,14 @@ _DELETED = "2026-01-01T00:00:00Z"
         (
             _pod(_container(running={}), deletionTimestamp=_DELETED),
             _job(_MISSED),
+            True,
+            "timed_out",
+            "timed_out",
+            "too long",
+        ),
+        (
+            _pod(_container(running={}), deletionTimestamp=_DELETED),
+            _job(_TO_MISS),
             True,
             "timed_out",
             "timed_out",
