@@ -10,12 +10,13 @@ import pytest
 from aiohttp import web
 from kubernetes_asyncio.client import ApiClient, Configuration
 
+from services.runner.kubernetes.causes import Seen
 from services.runner.kubernetes.cluster import Cluster
 from services.runner.kubernetes.pauses import FIRST_PAUSE_SECONDS, Pauses
-from services.runner.kubernetes.place import KubernetesPlace
+from services.runner.kubernetes.place import JobAgent, KubernetesPlace
 from services.runner.kubernetes.shapes import Pod
 from services.runner.kubernetes.watched import Watched
-from tests.unit.placements import job_settings, placement_of
+from tests.unit.placements import LIMITS, job_settings, placement_of
 
 _SHORTEST = 0.75 * FIRST_PAUSE_SECONDS
 
@@ -146,3 +147,13 @@ async def test_what_can_not_be_swept_now_stops_nobody(gate: _Gate, status: int, 
     async with _cluster(gate) as cluster:
         await KubernetesPlace(cluster, job_settings()).sweep(held)
     assert not gate.lists
+
+
+@pytest.mark.parametrize(("status", "reason"), [(410, "Expired"), (403, "Forbidden"), (503, "ServiceUnavailable")])
+async def test_looking_in_vain_tells_nothing(gate: _Gate, status: int, reason: str) -> None:
+    seen = Seen("job", "stowage-runs", LIMITS)
+    gate.lists.append(_error(status, reason))
+    async with _cluster(gate) as cluster:
+        await JobAgent(seen, "lease", job_settings(), cluster).look()
+    assert not gate.lists
+    assert (seen.job, seen.job_gone, seen.pod, seen.pod_gone) == (None, False, None, False)

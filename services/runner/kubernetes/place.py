@@ -42,10 +42,11 @@ _log = get_logger("runner")
 class JobAgent:
     """An agent in the pod of a Job. Its Job is known by its name and the lease: another's may have had that name."""
 
-    def __init__(self, seen: Seen, lease: str, settings: JobSettings) -> None:
+    def __init__(self, seen: Seen, lease: str, settings: JobSettings, cluster: Cluster) -> None:
         self.seen = seen
         self.lease = lease
         self._settings = settings
+        self._cluster = cluster
         self._pods: dict[str, Pod] = {}
         self._changed = asyncio.Event()
         self._refused: Outcome | None = None
@@ -75,6 +76,31 @@ class JobAgent:
             except TimeoutError:
                 if cause is not None:
                     return cause.outcome
+
+    async def look(self) -> None:
+        """Read Job and pods as they are. The watch begins again after pauses, and may be late to tell of them."""
+        try:
+            body = await self._cluster.job(self.seen.name)
+            bodies, _ = await self._cluster.list("Pod", _selector({JOB_NAME_LABEL: self.seen.name}))
+            job = Job.model_validate(body) if body is not None else None
+            pods = [Pod.model_validate(body) for body in bodies]
+        except (ClusterError, ValidationError) as error:
+            _log.warning("job_not_looked_at", job=self.seen.name, error=str(error))
+            return
+        there = {pod.metadata.uid for pod in pods}
+        for pod in [pod for pod in self._pods.values() if pod.metadata.uid not in there]:
+            self.hear_of_pod(pod, gone=True)
+        for pod in pods:
+            if self.owns(pod):
+                self.hear_of_pod(pod, gone=False)
+        if job is not None and self.owns(job):
+            self.hear_of_job(job, gone=False)
+        elif self.seen.job is not None:
+            self.hear_of_job(self.seen.job, gone=True)
+
+    def owns(self, item: Job | Pod) -> bool:
+        """Whether a Job or pod of the name is its own."""
+        return item.metadata.annotations.get(LEASE_ANNOTATION) == self.lease
 
     def not_begun(self, seconds: float) -> Outcome:
         """Why its agent has not come within so many seconds."""
@@ -153,7 +179,8 @@ class KubernetesPlace:
         """A Job, which is being made. RunFailed where its bundle can run on no node that there could be."""
         body = job_of(placement, self._settings)
         name = job_name(placement.order.run_id, placement.order.attempt)
-        agent = JobAgent(Seen(name, self._settings.namespace, placement.limits), placement.lease, self._settings)
+        seen = Seen(name, self._settings.namespace, placement.limits)
+        agent = JobAgent(seen, placement.lease, self._settings, self._cluster)
         self._agents[name] = agent
         creation = asyncio.create_task(self._create(agent, name, body))
         try:
@@ -223,7 +250,7 @@ class KubernetesPlace:
             if body is None:
                 return False
             job = Job.model_validate(body)
-            if job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+            if agent.owns(job):
                 agent.learn_of_job(job)
                 return True
             await self._cluster.delete_job(name, uid=job.metadata.uid)
@@ -247,12 +274,12 @@ class KubernetesPlace:
 
     def _hear_of_job(self, job: Job, gone: bool) -> None:  # noqa: FBT001  # as it is called
         agent = self._agents.get(job.metadata.name)
-        if agent is not None and job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+        if agent is not None and agent.owns(job):
             agent.hear_of_job(job, gone=gone)
 
     def _hear_of_pod(self, pod: Pod, gone: bool) -> None:  # noqa: FBT001  # as it is called
         agent = self._agents.get(pod.metadata.labels.get(JOB_NAME_LABEL, ""))
-        if agent is not None and pod.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+        if agent is not None and agent.owns(pod):
             agent.hear_of_pod(pod, gone=gone)
 
 
