@@ -104,6 +104,14 @@ _DELETED = "2026-01-01T00:00:00Z"
             "disk_exceeded",
             "diskBytes",
         ),
+        (
+            _pod({"phase": "Failed", "reason": "Evicted", "message": 'Usage of EmptyDir volume "tmp" exceeds "64Mi".'}),
+            _job(_BACKOFF),
+            True,
+            "failed",
+            "disk_exceeded",
+            "below TMPDIR",
+        ),
         (_pod({"phase": "Running", "conditions": [_DISRUPTED]}), _job(), True, "lost", "lost", "for another"),
         (
             _pod(_container(terminated={"exitCode": 137, "reason": "OOMKilled"})),

@@ -18,6 +18,7 @@ from services.runner.kubernetes.shapes import (
     RUN_LABEL,
     RUNNER_LABEL,
     SLUG_LABEL,
+    TMP_VOLUME,
 )
 from services.runner.remote.place import Placement
 
@@ -121,7 +122,7 @@ def _pod_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
         "containers": [_container_of(placement, settings)],
         "volumes": [
             {"name": "scratch", "emptyDir": {"sizeLimit": str(placement.scratch_bytes + _SCRATCH_MARGIN_BYTES)}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": str(_TMP_BYTES)}},
+            {"name": TMP_VOLUME, "emptyDir": {"sizeLimit": str(_TMP_BYTES)}},
         ],
     }
 
@@ -148,7 +149,7 @@ def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+        "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": TMP_VOLUME, "mountPath": "/tmp"}],  # noqa: S108
     }
 
 

@@ -18,6 +18,7 @@ JOB_NAME_LABEL = "job-name"
 
 COMMON_LABELS = {NAME_LABEL: "stowage-run", MANAGER_LABEL: "stowage-runner"}
 CONTAINER = "run"
+TMP_VOLUME = "tmp"
 
 
 class _Shape(BaseModel):
