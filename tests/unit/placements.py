@@ -33,8 +33,10 @@ def job_settings(**more: Any) -> JobSettings:
     return JobSettings(**{**values, **more})
 
 
-def placement_of(native: list[tuple[str, str]] | None = None, node_class: str | None = None) -> Placement:
-    """The second attempt at a run, whose bundle has this native code."""
+def placement_of(
+    native: list[tuple[str, str]] | None = None, node_class: str | None = None, files: int = 1
+) -> Placement:
+    """The second attempt at a run, whose bundle has so many files, and this native code."""
     artifact = Artifact.model_validate(
         {
             "digest": "sha256:" + "0" * 64,
@@ -42,7 +44,7 @@ def placement_of(native: list[tuple[str, str]] | None = None, node_class: str | 
             "objectKey": "artifacts/none",
             "size": 1,
             "unpackedSize": 1,
-            "fileCount": 1,
+            "fileCount": files,
             "compression": "zstd",
             "platforms": [],
             "native": [{"path": path, "platform": platform} for path, platform in native or []],

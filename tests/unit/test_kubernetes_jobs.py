@@ -41,6 +41,14 @@ def test_the_pod_is_restricted_and_has_nothing_but_its_token() -> None:
     assert all("emptyDir" in volume and volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
 
 
+def test_scratch_has_room_for_the_blocks_of_many_small_files() -> None:
+    def scratch_bytes(files: int) -> int:
+        volumes = job_of(placement_of(files=files), job_settings())["spec"]["template"]["spec"]["volumes"]
+        return next(int(volume["emptyDir"]["sizeLimit"]) for volume in volumes if volume["name"] == "scratch")
+
+    assert scratch_bytes(100_001) - scratch_bytes(1) >= 100_000 * 4096
+
+
 def test_the_pod_goes_where_its_class_and_its_native_code_can_be() -> None:
     def selector(*native: tuple[str, str], node_class: str | None = None) -> dict[str, str]:
         spec = job_of(placement_of(list(native), node_class), job_settings())["spec"]["template"]["spec"]
