@@ -38,6 +38,10 @@ class PlayedAgent:
         """The same, not as text."""
         await self._socket.send_bytes(data)
 
+    async def leave(self) -> None:
+        """Close the socket."""
+        await self._socket.close()
+
     async def hear(self, *types: str) -> dict[str, Any]:
         """The next message of these types; one of the type `closed` where the socket was closed instead."""
         while True:

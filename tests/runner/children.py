@@ -23,22 +23,30 @@ REMOTE: dict[str, Any] = {"executor": "kubernetes", "advertised_url": "http://un
 
 @dataclass
 class Child:
-    """One agent. `process` is None where it is left to the test to be one."""
+    """One agent. `process` is None where it is left to the test to be one; of `cause` only who looks is told then."""
 
     placement: Placement
     process: asyncio.subprocess.Process | None
     name: str | None = None
+    cause: Outcome | None = None
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def taken(self, name: str) -> None:
         self.name = name
 
     async def over(self) -> Outcome:
         if self.process is None:
-            await asyncio.Event().wait()
-            raise AssertionError
+            await self.looked.wait()
+            if self.cause is None:
+                await asyncio.Event().wait()
+                raise AssertionError
+            return self.cause
         _, said = await self.process.communicate()
         message = f"Its agent ended with code {self.process.returncode}: {said.decode().strip()[-300:]}"
         return Outcome.failed("not_started", message) if self.name is None else Outcome.lost(message)
+
+    async def look(self) -> None:
+        self.looked.set()
 
     def not_begun(self, seconds: float) -> Outcome:
         return Outcome.failed("not_started", f"Its agent did not come within {seconds:g} seconds.")
@@ -57,6 +65,7 @@ class Children:
     url: str = ""
     children: list[Child] = field(default_factory=list)
     swept: int = 0
+    cause: Outcome | None = None
 
     @contextlib.asynccontextmanager
     async def open(self, settings: RunnerSettings) -> AsyncIterator["Children"]:
@@ -70,7 +79,7 @@ class Children:
     @contextlib.asynccontextmanager
     async def placed(self, placement: Placement) -> AsyncIterator[Child]:
         process = await self._start(placement) if self.starts else None
-        child = Child(placement, process)
+        child = Child(placement, process, cause=self.cause)
         self.children.append(child)
         try:
             yield child

@@ -13,6 +13,7 @@ import pytest
 from libs.common.models import Run, RunState
 from libs.common.object_uploads import PART_BYTES
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
+from services.runner.endings import Outcome
 from tests.backend import Backend
 from tests.registry.running import RunningRegistry
 from tests.runner.agents import PHASES, SUCCEEDED, PlayedAgent, take
@@ -264,3 +265,15 @@ def _send(request: dict[str, Any], body: bytes | None) -> bytes:
         return content
     finally:
         requests.close()
+
+
+async def test_what_nobody_told_of_an_agent_that_is_gone_is_looked_for(
+    played: Callable[[Play], Awaitable[Run]], children: Children
+) -> None:
+    children.cause = Outcome.failed("memory_exceeded", "The kernel ended it.")
+    try:
+        run = await played(lambda agent: agent.leave())
+    finally:
+        children.cause = None
+    assert run.error is not None
+    assert run.error.type == "memory_exceeded"

@@ -5,70 +5,24 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from libs.common.models import Artifact, Limits, RunState
+from libs.common.models import RunState
 from services.runner.endings import RunFailed
-from services.runner.holder import Order
 from services.runner.kubernetes.causes import Seen, cause_of, not_begun
-from services.runner.kubernetes.classes import JobClass
-from services.runner.kubernetes.manifest import JobSettings, job_of, label_of
+from services.runner.kubernetes.manifest import job_of, label_of
 from services.runner.kubernetes.shapes import Job, Pod
-from services.runner.remote.place import Placement
-from services.runner.settings import RunnerSettings
-
-_LIMITS = RunnerSettings.model_construct().job_limits()
-_CLASSES = {"gpu": JobClass(node_selector={"pool": "gpu"}, tolerations=[{"key": "gpu", "operator": "Exists"}])}
-
-
-def _settings(**more: Any) -> JobSettings:
-    values: dict[str, Any] = {
-        "namespace": "stowage-runs",
-        "image": "stowage/runner:0.1.0",
-        "pull_policy": "IfNotPresent",
-        "service_account": "stowage-run",
-        "start_seconds": 300.0,
-        "kill_seconds": 11.0,
-        "classes": _CLASSES,
-        "cpus": 0.25,
-        "overhead_bytes": 256 * 1024 * 1024,
-        "url": "http://10.0.0.1:7103/internal/attempt",
-        "runner": "runner-0",
-        "platform_check": True,
-        "owner": None,
-    }
-    return JobSettings(**{**values, **more})
-
-
-def _placement(native: list[tuple[str, str]] | None = None, node_class: str | None = None) -> Placement:
-    artifact = Artifact.model_validate(
-        {
-            "digest": "sha256:" + "0" * 64,
-            "contentDigest": "sha256:" + "0" * 64,
-            "objectKey": "artifacts/none",
-            "size": 1,
-            "unpackedSize": 1,
-            "fileCount": 1,
-            "compression": "zstd",
-            "platforms": [],
-            "native": [{"path": path, "platform": platform} for path, platform in native or []],
-            "manifest": {},
-            "createdAt": "2026-01-01T00:00:00Z",
-        }
-    )
-    limits = Limits(node_class=node_class)
-    order = Order("run_01a2", 2, "a-slug-" + "x" * 80, "1.0.0", artifact.digest, artifact, limits, {})
-    return Placement(order, "lease", _LIMITS, 60.0, scratch_bytes=1024, network=True, token="secret")
+from tests.unit.placements import LIMITS, job_settings, placement_of
 
 
 @pytest.mark.parametrize("node_class", [None, "gpu"])
 def test_the_job_is_one_by_the_newest_schema(node_class: str | None) -> None:
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "runner-0", "uid": "1"}
-    job = job_of(_placement(node_class=node_class), _settings(owner=owner))
+    job = job_of(placement_of(node_class=node_class), job_settings(owner=owner))
     kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
     assert job["metadata"]["ownerReferences"] == [owner]
 
 
 def test_the_pod_is_restricted_and_has_nothing_but_its_token() -> None:
-    pod = job_of(_placement(), _settings())["spec"]["template"]["spec"]
+    pod = job_of(placement_of(), job_settings())["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -83,13 +37,21 @@ def test_the_pod_is_restricted_and_has_nothing_but_its_token() -> None:
         "STOWAGE_RUN_ONE_TOKEN",
         "STOWAGE_RUN_ONE_SCRATCH_DIR",
     }
-    assert int(container["resources"]["limits"]["memory"]) == _LIMITS.memory_bytes + 256 * 1024 * 1024
+    assert int(container["resources"]["limits"]["memory"]) == LIMITS.memory_bytes + 256 * 1024 * 1024
     assert all("emptyDir" in volume and volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
+
+
+def test_scratch_has_room_for_the_blocks_of_many_small_files() -> None:
+    def scratch_bytes(files: int) -> int:
+        volumes = job_of(placement_of(files=files), job_settings())["spec"]["template"]["spec"]["volumes"]
+        return next(int(volume["emptyDir"]["sizeLimit"]) for volume in volumes if volume["name"] == "scratch")
+
+    assert scratch_bytes(100_001) - scratch_bytes(1) >= 100_000 * 4096
 
 
 def test_the_pod_goes_where_its_class_and_its_native_code_can_be() -> None:
     def selector(*native: tuple[str, str], node_class: str | None = None) -> dict[str, str]:
-        spec = job_of(_placement(list(native), node_class), _settings())["spec"]["template"]["spec"]
+        spec = job_of(placement_of(list(native), node_class), job_settings())["spec"]["template"]["spec"]
         found: dict[str, str] = spec["nodeSelector"]
         return found
 
@@ -125,6 +87,7 @@ def _container(**state: Any) -> dict[str, Any]:
 
 
 _MISSED = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}
+_TO_MISS = {**_MISSED, "type": "FailureTarget"}  # its pod has not ended yet
 _BACKOFF = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "limit"}
 _DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "for another"}
 _DELETED = "2026-01-01T00:00:00Z"
@@ -148,6 +111,14 @@ _DELETED = "2026-01-01T00:00:00Z"
             "failed",
             "disk_exceeded",
             "diskBytes",
+        ),
+        (
+            _pod({"phase": "Failed", "reason": "Evicted", "message": 'Usage of EmptyDir volume "tmp" exceeds "64Mi".'}),
+            _job(_BACKOFF),
+            True,
+            "failed",
+            "disk_exceeded",
+            "below TMPDIR",
         ),
         (_pod({"phase": "Running", "conditions": [_DISRUPTED]}), _job(), True, "lost", "lost", "for another"),
         (
@@ -201,6 +172,14 @@ _DELETED = "2026-01-01T00:00:00Z"
             "too long",
         ),
         (
+            _pod(_container(running={}), deletionTimestamp=_DELETED),
+            _job(_TO_MISS),
+            True,
+            "timed_out",
+            "timed_out",
+            "too long",
+        ),
+        (
             _pod({"phase": "Failed", "reason": "NodeLost", "message": "the node is gone"}),
             _job(),
             True,
@@ -211,7 +190,7 @@ _DELETED = "2026-01-01T00:00:00Z"
     ],
 )
 def test_the_cause_is_told(pod: Pod, job: Job, taken: bool, state: str, kind: str, said: str) -> None:
-    seen = Seen("job", "stowage-runs", _LIMITS, job=job, pod=pod, taken=taken)
+    seen = Seen("job", "stowage-runs", LIMITS, job=job, pod=pod, taken=taken)
     cause = cause_of(seen)
     assert cause is not None
     assert cause.outcome.state is RunState(state)
@@ -231,7 +210,7 @@ def test_the_cause_is_told(pod: Pod, job: Job, taken: bool, state: str, kind: st
     ],
 )
 def test_what_may_still_begin_is_over_for_nobody(pod: Pod) -> None:
-    assert cause_of(Seen("job", "stowage-runs", _LIMITS, job=_job(), pod=pod)) is None
+    assert cause_of(Seen("job", "stowage-runs", LIMITS, job=_job(), pod=pod)) is None
 
 
 @pytest.mark.parametrize(
@@ -257,7 +236,7 @@ def test_what_may_still_begin_is_over_for_nobody(pod: Pod) -> None:
     ],
 )
 def test_why_nothing_has_begun_is_told(pod: Pod | None, kind: str, said: str) -> None:
-    outcome = not_begun(Seen("job", "stowage-runs", _LIMITS, job=_job(), pod=pod), 300, "http://runner")
+    outcome = not_begun(Seen("job", "stowage-runs", LIMITS, job=_job(), pod=pod), 300, "http://runner")
     assert outcome.error is not None
     assert outcome.error.type == kind
     assert said in outcome.error.message

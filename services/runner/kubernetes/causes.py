@@ -5,11 +5,12 @@ that was evicted or deleted, or whose node is gone, is `lost`, like a runner tha
 is a failure, in the words that are used where it is a process.
 """
 
+import re
 from dataclasses import dataclass
 
 from libs.common.models import RunState
 from services.runner.endings import Outcome
-from services.runner.kubernetes.shapes import Job, Pod, Terminated
+from services.runner.kubernetes.shapes import TMP_VOLUME, Job, Pod, Terminated
 from services.runner.limits import JobLimits
 from services.runner.metering import memory_exceeded
 
@@ -27,6 +28,7 @@ _CONTAINER_REASONS = {
     "CrashLoopBackOff",
     "PostStartHookError",
 }
+_EMPTY_DIR = re.compile(r'EmptyDir volume "([^"]*)"')
 _NOT_STARTED_REASONS = {"ContainerCannotRun", "StartError"}
 _SHOWN = 500
 
@@ -146,13 +148,20 @@ def _of_pod(seen: Seen, pod: Pod) -> Cause | None:
 
 def _evicted(seen: Seen, pod: Pod) -> Outcome:
     message = _shown(pod.status.message)
-    if "EmptyDir" in message or "ephemeral local storage" in message:
+    volume = _EMPTY_DIR.search(message)
+    if volume is not None or "ephemeral local storage" in message:
         return Outcome.failed(
             "disk_exceeded",
-            f"The run wrote more than its pod may, and was ended: {message} Write less, delete what is done with, or "
-            "raise “diskBytes” in the job's limits.",
+            f"The run wrote more than its pod may, and was ended: {message} {_less_disk(volume and volume[1])}",
         )
     return Outcome.lost(f"{_sentence(seen)} was evicted: {message}")
+
+
+def _less_disk(volume: str | None) -> str:
+    """What to do about a volume that was full, or about all that the pod wrote."""
+    if volume == TMP_VOLUME:
+        return "The /tmp of the pod is small, whatever the job's limits are. Let the job write below TMPDIR."
+    return "Write less, delete what is done with, or raise “diskBytes” in the job's limits."
 
 
 def _out_of_memory(seen: Seen) -> Outcome:

@@ -24,7 +24,11 @@ _PAGE = 500
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-class ClusterAway(Exception):
+class ClusterError(Exception):
+    """A request to the API server came to nothing."""
+
+
+class ClusterAway(ClusterError):
     """The API server can't be reached, or is overloaded. The request may have been done, or not.
 
     It may be made again after `retry_after_seconds`, where the server said so.
@@ -35,7 +39,7 @@ class ClusterAway(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-class ClusterRefused(Exception):
+class ClusterRefused(ClusterError):
     """The API server refuses a request, and will again."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
@@ -45,7 +49,7 @@ class ClusterRefused(Exception):
         self.message = message
 
 
-class WatchExpired(Exception):
+class WatchExpired(ClusterError):
     """What is to be watched from has been forgotten: it is to be listed anew."""
 
 
@@ -112,7 +116,7 @@ class Cluster:
             return None
         try:
             return await self._do(self._core.read_namespaced_pod(name, self.namespace, **_plain()))
-        except (ClusterAway, ClusterRefused):
+        except ClusterError:
             return None
 
     async def list(self, kind: Kind, selector: str) -> tuple[list[dict[str, Any]], str]:
@@ -178,11 +182,7 @@ class Cluster:
             text = await answer.text()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterAway(f"{type(error).__name__}: {error}") from None
-        try:
-            said = json.loads(text)
-        except ValueError:
-            said = {"message": text[:500]}
-        raise _error_of(answer.status, said, answer.headers)
+        raise _error_of(answer.status, _status_of(text), answer.headers)
 
 
 def _own_namespace() -> str | None:
@@ -193,11 +193,20 @@ def _own_namespace() -> str | None:
         return None
 
 
+def _status_of(text: str) -> Mapping[str, Any]:
+    """The Status of Kubernetes that an answer is, or one that has its text: it may be from something in between."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    return said if isinstance(said, dict) else {"message": text[:500]}
+
+
 def _plain() -> dict[str, Any]:
     return {"_preload_content": False, "_request_timeout": _REQUEST_SECONDS}
 
 
-def _error_of(status: int, said: Any, headers: Mapping[str, str]) -> Exception:
+def _error_of(status: int, said: Mapping[str, Any], headers: Mapping[str, str]) -> ClusterError:
     """What an answer that is an error comes to; `said` is a Status of Kubernetes, or at least has a message."""
     reason, message = str(said.get("reason", "")), str(said.get("message", ""))[:2000]
     if status == HTTPStatus.GONE:

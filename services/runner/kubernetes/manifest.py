@@ -18,6 +18,7 @@ from services.runner.kubernetes.shapes import (
     RUN_LABEL,
     RUNNER_LABEL,
     SLUG_LABEL,
+    TMP_VOLUME,
 )
 from services.runner.remote.place import Placement
 
@@ -25,6 +26,8 @@ _MIB = 1024 * 1024
 _USER = 10001
 _TMP_BYTES = 64 * _MIB
 _SCRATCH_MARGIN_BYTES = 64 * _MIB
+_BLOCK_BYTES = 4096
+_BLOCKS_PER_FILE = 2
 _DEADLINE_MARGIN_SECONDS = 3600
 _TTL_SECONDS = 300
 _MAX_LABEL = 63
@@ -120,10 +123,18 @@ def _pod_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
         },
         "containers": [_container_of(placement, settings)],
         "volumes": [
-            {"name": "scratch", "emptyDir": {"sizeLimit": str(placement.scratch_bytes + _SCRATCH_MARGIN_BYTES)}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": str(_TMP_BYTES)}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": str(_scratch_bytes_of(placement))}},
+            {"name": TMP_VOLUME, "emptyDir": {"sizeLimit": str(_TMP_BYTES)}},
         ],
     }
+
+
+def _scratch_bytes_of(placement: Placement) -> int:
+    """What scratch takes of a disk at most. Each file of the bundle fills its last block in part, and its directory
+    takes one; what the job writes is counted in blocks anyway.
+    """
+    rounding = placement.order.artifact.file_count * _BLOCKS_PER_FILE * _BLOCK_BYTES
+    return placement.scratch_bytes + rounding + _SCRATCH_MARGIN_BYTES
 
 
 def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
@@ -148,7 +159,7 @@ def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+        "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": TMP_VOLUME, "mountPath": "/tmp"}],  # noqa: S108
     }
 
 

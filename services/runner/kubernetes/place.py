@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import ValidationError
+
 from libs.common.log import get_logger
 from services.runner.endings import Outcome
 from services.runner.kubernetes.causes import Seen, cause_of, not_begun
-from services.runner.kubernetes.cluster import Cluster, ClusterAway, ClusterRefused
+from services.runner.kubernetes.cluster import Cluster, ClusterAway, ClusterError, ClusterRefused
 from services.runner.kubernetes.manifest import JobSettings, job_name, job_of, label_of
+from services.runner.kubernetes.pauses import Pauses
 from services.runner.kubernetes.shapes import (
     COMMON_LABELS,
     JOB_NAME_LABEL,
@@ -27,20 +30,23 @@ from services.runner.remote.place import Held, Placement
 from services.runner.settings import RunnerSettings
 
 _SETTLED_SECONDS = 3.0
-_FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 10.0
 _LEAVE_SECONDS = 10.0
 _END_SECONDS = 5.0
+_UNSURE_SECONDS = 30.0
+"""So long a refusal of who asks may be the API server's own beginning: it knows no rights before it has read them."""
+
 _log = get_logger("runner")
 
 
 class JobAgent:
     """An agent in the pod of a Job. Its Job is known by its name and the lease: another's may have had that name."""
 
-    def __init__(self, seen: Seen, lease: str, settings: JobSettings) -> None:
+    def __init__(self, seen: Seen, lease: str, settings: JobSettings, cluster: Cluster) -> None:
         self.seen = seen
         self.lease = lease
         self._settings = settings
+        self._cluster = cluster
         self._pods: dict[str, Pod] = {}
         self._changed = asyncio.Event()
         self._refused: Outcome | None = None
@@ -71,13 +77,38 @@ class JobAgent:
                 if cause is not None:
                     return cause.outcome
 
+    async def look(self) -> None:
+        """Read Job and pods as they are. The watch begins again after pauses, and may be late to tell of them."""
+        try:
+            body = await self._cluster.job(self.seen.name)
+            bodies, _ = await self._cluster.list("Pod", _selector({JOB_NAME_LABEL: self.seen.name}))
+            job = Job.model_validate(body) if body is not None else None
+            pods = [Pod.model_validate(body) for body in bodies]
+        except (ClusterError, ValidationError) as error:
+            _log.warning("job_not_looked_at", job=self.seen.name, error=str(error))
+            return
+        there = {pod.metadata.uid for pod in pods}
+        for pod in [pod for pod in self._pods.values() if pod.metadata.uid not in there]:
+            self.hear_of_pod(pod, gone=True)
+        for pod in pods:
+            if self.owns(pod):
+                self.hear_of_pod(pod, gone=False)
+        if job is not None and self.owns(job):
+            self.hear_of_job(job, gone=False)
+        elif self.seen.job is not None:
+            self.hear_of_job(self.seen.job, gone=True)
+
+    def owns(self, item: Job | Pod) -> bool:
+        """Whether a Job or pod of the name is its own."""
+        return item.metadata.annotations.get(LEASE_ANNOTATION) == self.lease
+
     def not_begun(self, seconds: float) -> Outcome:
         """Why its agent has not come within so many seconds."""
         if self.seen.job is None and self._trouble is not None:
             return Outcome.failed(
                 "not_started",
-                f"The Job of the run could not be made within {seconds:g} seconds, since the API server of the cluster "
-                f"could not be asked: {self._trouble}.",
+                f"The Job of the run could not be made within {seconds:g} seconds. What the API server of the "
+                f"cluster, or the way to it, said last: {self._trouble}.",
             )
         return not_begun(self.seen, seconds, self._settings.url)
 
@@ -91,7 +122,7 @@ class JobAgent:
         self._changed.set()
 
     def note_trouble(self, trouble: str) -> None:
-        """The API server could not be asked for it just now."""
+        """It could not be had of the API server just now, and is asked for again."""
         self._trouble = trouble
 
     def learn_of_job(self, job: Job) -> None:
@@ -148,7 +179,8 @@ class KubernetesPlace:
         """A Job, which is being made. RunFailed where its bundle can run on no node that there could be."""
         body = job_of(placement, self._settings)
         name = job_name(placement.order.run_id, placement.order.attempt)
-        agent = JobAgent(Seen(name, self._settings.namespace, placement.limits), placement.lease, self._settings)
+        seen = Seen(name, self._settings.namespace, placement.limits)
+        agent = JobAgent(seen, placement.lease, self._settings, self._cluster)
         self._agents[name] = agent
         creation = asyncio.create_task(self._create(agent, name, body))
         try:
@@ -174,29 +206,42 @@ class KubernetesPlace:
                 if run in leases and leases[run] != lease and job.metadata.deletion_timestamp is None:
                     await self._cluster.delete_job(job.metadata.name, uid=job.metadata.uid)
                     _log.info("job_swept", job=job.metadata.name, run=run)
-        except (ClusterAway, ClusterRefused) as error:
+        except (ClusterError, ValidationError) as error:
             _log.warning("jobs_not_swept", error=str(error))
 
     async def _create(self, agent: JobAgent, name: str, body: Mapping[str, Any]) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+        try:
+            await self._until_made(agent, name, body)
+        except ClusterRefused as error:
+            agent.refuse(_refused(error))
+        except Exception as error:  # noqa: BLE001  # whatever it was, the attempt is not to wait for it
+            _log.exception("job_not_made", job=name)
+            agent.refuse(Outcome.failed("not_started", f"The Job of the run could not be made: {error}"))
+
+    async def _until_made(self, agent: JobAgent, name: str, body: Mapping[str, Any]) -> None:
+        """Ask for the Job until it is there. ClusterRefused where it never will be."""
+        pauses = Pauses(_LONGEST_PAUSE_SECONDS)
+        loop = asyncio.get_running_loop()
+        unsure_until = loop.time() + _UNSURE_SECONDS
         while True:
+            retry_after_seconds = None
             try:
                 made = await self._cluster.create_job(body)
                 agent.learn_of_job(Job.model_validate(made))
                 return
             except ClusterAway as error:
-                agent.note_trouble(str(error))
-                _log.warning("job_not_made_yet", job=name, error=str(error))
-                seconds = max(pause, error.retry_after_seconds or 0.0)
+                retry_after_seconds = error.retry_after_seconds
+                trouble = str(error)
             except ClusterRefused as error:
-                if error.status != HTTPStatus.CONFLICT or error.reason != "AlreadyExists":
-                    agent.refuse(_refused(error))
-                    return
-                if await self._is_there(agent, name):
-                    return
-                seconds = pause
-            await asyncio.sleep(seconds)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                trouble = f"{error.message or error.reason} ({error.status})"
+                if error.reason == "AlreadyExists":
+                    if await self._is_there(agent, name):
+                        return
+                elif not _may_pass(error, unsure=loop.time() < unsure_until):
+                    raise
+            agent.note_trouble(trouble)
+            _log.warning("job_not_made_yet", job=name, error=trouble)
+            await asyncio.sleep(pauses.next(retry_after_seconds))
 
     async def _is_there(self, agent: JobAgent, name: str) -> bool:
         """Whether the Job that has the name is the one that is wanted: an answer was lost. Another one is deleted."""
@@ -205,37 +250,36 @@ class KubernetesPlace:
             if body is None:
                 return False
             job = Job.model_validate(body)
-            if job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+            if agent.owns(job):
                 agent.learn_of_job(job)
                 return True
             await self._cluster.delete_job(name, uid=job.metadata.uid)
-        except (ClusterAway, ClusterRefused) as error:
-            agent.note_trouble(str(error))
+        except ClusterError as error:
+            _log.warning("job_not_looked_at", job=name, error=str(error))
         return False
 
     async def _delete(self, name: str) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+        pauses = Pauses(_LONGEST_PAUSE_SECONDS)
         while True:
             try:
                 await self._cluster.delete_job(name)
                 return
             except ClusterAway as error:
                 _log.warning("job_not_deleted_yet", job=name, error=str(error))
-                seconds = max(pause, error.retry_after_seconds or 0.0)
-            except ClusterRefused as error:
-                _log.warning("job_not_deleted", job=name, error=error.message)
+                seconds = pauses.next(error.retry_after_seconds)
+            except Exception as error:  # noqa: BLE001  # whatever it was, sweeping deletes the Job later
+                _log.warning("job_not_deleted", job=name, error=str(error))
                 return
             await asyncio.sleep(seconds)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _hear_of_job(self, job: Job, gone: bool) -> None:  # noqa: FBT001  # as it is called
         agent = self._agents.get(job.metadata.name)
-        if agent is not None and job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+        if agent is not None and agent.owns(job):
             agent.hear_of_job(job, gone=gone)
 
     def _hear_of_pod(self, pod: Pod, gone: bool) -> None:  # noqa: FBT001  # as it is called
         agent = self._agents.get(pod.metadata.labels.get(JOB_NAME_LABEL, ""))
-        if agent is not None and pod.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+        if agent is not None and agent.owns(pod):
             agent.hear_of_pod(pod, gone=gone)
 
 
@@ -270,8 +314,19 @@ def _job_settings(settings: RunnerSettings, host: str, pod: Mapping[str, Any] | 
     )
 
 
+def _may_pass(error: ClusterRefused, *, unsure: bool) -> bool:
+    """Whether the same request may be granted a moment later."""
+    if error.status == HTTPStatus.CONFLICT:  # of two that change one quota at a time, the API server refuses one
+        return True
+    return unsure and error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not _is_over_quota(error)
+
+
+def _is_over_quota(error: ClusterRefused) -> bool:
+    return "exceeded quota" in error.message
+
+
 def _refused(error: ClusterRefused) -> Outcome:
-    if "exceeded quota" in error.message:
+    if _is_over_quota(error):
         return Outcome.failed("not_started", f"The namespace of the run has no room for its Job: {error.message}.")
     return Outcome.failed(
         "job_refused",

@@ -18,6 +18,7 @@ JOB_NAME_LABEL = "job-name"
 
 COMMON_LABELS = {NAME_LABEL: "stowage-run", MANAGER_LABEL: "stowage-runner"}
 CONTAINER = "run"
+TMP_VOLUME = "tmp"
 
 
 class _Shape(BaseModel):
@@ -121,9 +122,10 @@ class Job(_Shape):
 
     @property
     def failure(self) -> Condition | None:
-        """Why it failed, where it has."""
+        """Why it failed, where it has or is about to: since 1.31 it is `Failed` only once its pods have ended."""
+        failures = ("Failed", "FailureTarget")
         return next(
-            (found for found in self.status.conditions if found.type == "Failed" and found.status == "True"), None
+            (found for found in self.status.conditions if found.type in failures and found.status == "True"), None
         )
 
 

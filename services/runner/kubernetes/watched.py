@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
@@ -10,13 +9,13 @@ from pydantic import ValidationError
 
 from libs.common.log import get_logger
 from services.runner.kubernetes.cluster import Cluster, ClusterAway, ClusterRefused, Kind, WatchExpired
+from services.runner.kubernetes.pauses import Pauses
 from services.runner.kubernetes.shapes import Job, Pod
 
 Item = TypeVar("Item", bound=Job | Pod)
 
-_FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 15.0
-_SPREAD = random.Random()  # noqa: S311  # so that replicas don't come back together
+_LIVED_SECONDS = 5.0
 _log = get_logger("runner")
 
 
@@ -54,28 +53,31 @@ class Watched(Generic[Item]):
 
     async def _watch(self) -> None:
         version: str | None = None
-        pause = _FIRST_PAUSE_SECONDS
+        pauses = Pauses(_LONGEST_PAUSE_SECONDS)
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 if version is None:
                     version = await self._list()
+                    began = loop.time()
                 async for kind, body in self._cluster.watch(self._kind, self._selector, version):
                     version = body["metadata"]["resourceVersion"]
                     self._hear(kind, body)
-                    pause = _FIRST_PAUSE_SECONDS
-                continue
+                    pauses.reset()
             except WatchExpired:
                 version = None
-                continue
             except (ClusterAway, ClusterRefused) as error:
-                _log.warning("cluster_not_watched", kind=self._kind, error=str(error), seconds=pause)
+                _log.warning("cluster_not_watched", kind=self._kind, error=str(error))
                 if isinstance(error, ClusterRefused):
                     version = None
             except Exception:  # noqa: BLE001  # whatever it was, runs go on, and are to be watched
                 _log.exception("cluster_not_watched", kind=self._kind)
                 version = None
-            await asyncio.sleep(pause * _SPREAD.uniform(0.75, 1.25))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            if loop.time() - began >= _LIVED_SECONDS:
+                pauses.reset()
+            # However it ended: what ends each watch at once, or has always forgotten, is not asked in a loop.
+            await asyncio.sleep(pauses.next())
 
     async def _list(self) -> str:
         bodies, version = await self._cluster.list(self._kind, self._selector)

@@ -168,6 +168,9 @@ class RemoteAttempt:
             if self._interrupts.reason is not None:
                 raise AttemptInterrupted
             await asyncio.wait((over,), timeout=_CAUSE_SECONDS)
+            if not over.done():
+                await placed.look()
+                await asyncio.wait((over,), timeout=_CAUSE_SECONDS)
             if over.done():
                 return over.result()
         return Outcome.lost(f"The connection to {placed.told()} ended, and nothing says why it did: {broken}.")

@@ -40,6 +40,9 @@ class Placed(Protocol):
     async def over(self) -> Outcome:
         """Wait until nothing more can come of it, and say why."""
 
+    async def look(self) -> None:
+        """See what became of it, of which it may not have been told: `over` takes account of it."""
+
     def not_begun(self, seconds: float) -> Outcome:
         """Why its agent has not taken the attempt within so many seconds, as far as can be told."""
 

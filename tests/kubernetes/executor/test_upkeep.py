@@ -15,8 +15,9 @@ from aiohttp import web
 
 from libs.common.models import Artifact, Limits, RunState
 from services.runner.holder import Order
+from services.runner.kubernetes.causes import Seen
 from services.runner.kubernetes.cluster import Cluster, Kind, WatchExpired
-from services.runner.kubernetes.place import open_cluster
+from services.runner.kubernetes.place import JobAgent, open_cluster
 from services.runner.kubernetes.shapes import Pod
 from services.runner.kubernetes.watched import Watched
 from services.runner.remote.place import Placement
@@ -35,6 +36,7 @@ from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import RunningRunner, runner_process, running_runner
 from tests.servers import Servers
+from tests.unit.placements import job_settings
 
 pytestmark = pytest.mark.timeout(3 * PATIENCE_SECONDS)
 
@@ -115,6 +117,21 @@ async def test_a_job_that_is_there_already_is_taken_for_the_answer_that_was_lost
                 while agent.seen.job is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert agent.seen.job.metadata.uid == made["metadata"]["uid"]
+    await namespace.empty()
+
+
+async def test_what_no_watch_has_told_of_is_found_by_looking(where: Where, namespace: Namespace) -> None:
+    async with _place(where, namespace) as place, place.placed(_placement("run_unwatched", "mine")) as made:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while made.seen.pod is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        seen = Seen(made.seen.name, namespace.name, made.seen.limits)
+        async with Cluster.open(where.kubeconfig, namespace.name) as cluster:
+            agent = JobAgent(seen, "mine", job_settings(namespace=namespace.name), cluster)
+            await agent.look()
+        assert seen.job is not None
+        assert seen.pod is not None
+        assert seen.pod.metadata.name == made.seen.pod.metadata.name
     await namespace.empty()
 
 
