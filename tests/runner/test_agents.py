@@ -151,6 +151,25 @@ async def test_a_failure_is_told_with_the_end_of_the_log(runner: RunningRunner, 
     assert "before" in run.error.log_tail
 
 
+async def test_a_failure_may_say_as_much_as_it_likes(runner: RunningRunner, registry: RunningRegistry) -> None:
+    code = """
+    export function handler(context) {
+        context.progress(1, "p".repeat(100000));
+        console.log("l".repeat(1000000));
+        context.logger("f".repeat(100000), { deep: "d".repeat(1000000) });
+        const error = new Error("m".repeat(100000));
+        error.name = "N".repeat(100000);
+        throw error;
+    }
+    """
+    await publish(registry, node(code))
+    run = await runner.run()
+    assert run.state is RunState.FAILED
+    assert run.error is not None
+    assert run.error.type == "N" * 100 + "…"
+    assert run.error.message == "m" * 4000 + "…"
+
+
 async def test_a_run_that_takes_too_long_has_timed_out(runner: RunningRunner, registry: RunningRegistry) -> None:
     await publish(registry, python("import time\ndef handler(context):\n    time.sleep(600)\n"))
     run = await runner.run(timeout_seconds=0.5)

@@ -63,8 +63,7 @@ class JobAgent:
             cause = cause_of(self.seen)
             if cause is not None and cause.certain:
                 return cause.outcome
-            if cause is not None:
-                until = until or loop.time() + _SETTLED_SECONDS
+            until = None if cause is None else until or loop.time() + _SETTLED_SECONDS
             try:
                 async with asyncio.timeout_at(until):
                     await self._changed.wait()

@@ -99,21 +99,23 @@ async def _connect(session: aiohttp.ClientSession, settings: AgentSettings) -> a
             raise NotTaken(f"{settings.url} answered {error.status}: the attempt is over, or another has it") from None
         except (aiohttp.ClientError, OSError) as error:
             if asyncio.get_running_loop().time() > until:
-                raise NotTaken(f"{settings.url} can't be reached: {error}") from None
+                raise NotTaken(
+                    f"{settings.url} can't be reached: {error}. The runner has it from STOWAGE_RUNNER_ADVERTISED_URL"
+                ) from None
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _make(settings: AgentSettings, assigned: Assigned, holder: RemoteHolder) -> Ended:
-    try:
-        async with _workshop(settings, assigned) as workshop:
-            attempt = Attempt(workshop, holder.order, holder)
-            try:
-                outcome: Outcome | None = await attempt.execute()
-            except AttemptInterrupted:
-                outcome = None
-    except (SandboxUnavailable, ScratchError, RuntimeError, OSError) as error:
-        return _ended(Outcome.failed("not_started", f"Where the run was to be executed: {error}"), None)
-    return _ended(outcome, attempt)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            workshop = await stack.enter_async_context(_workshop(settings, assigned))
+        except (SandboxUnavailable, ScratchError, RuntimeError, OSError) as error:
+            return _ended(Outcome.failed("not_started", f"Where the run was to be executed: {error}"), None)
+        attempt = Attempt(workshop, holder.order, holder)
+        try:
+            return _ended(await attempt.execute(), attempt)
+        except AttemptInterrupted:
+            return _ended(None, attempt)
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,7 @@ MAX_MILLISECONDS = 2**31 - 1
 _MAX_LINE_CHARACTERS = 128 * 1024
 _MAX_TEXT = 4100
 _MAX_PARTS = 10_000
-_MAX_WORD = 100
+_MAX_WORD = 200
 
 
 class NotUnderstood(Exception):

@@ -17,6 +17,9 @@ from kubernetes_asyncio.client import ApiClient, ApiException, Configuration
 
 from libs.common.version import VERSION
 
+PATIENCE_SECONDS = 240.0
+"""For what takes seconds on a machine that has nothing else to do."""
+
 _PAUSE_SECONDS = 0.1
 
 
@@ -73,18 +76,20 @@ class Namespace:
         items: list[Any] = (await self.request("GET", "/apis/batch/v1/namespaces/{ns}/jobs"))["items"]
         return items
 
-    async def pod_of(self, run_id: str, wanted: Callable[[Any], bool] = lambda _pod: True, seconds: float = 60) -> Any:
+    async def pod_of(
+        self, run_id: str, wanted: Callable[[Any], bool] = lambda _pod: True, seconds: float = PATIENCE_SECONDS
+    ) -> Any:
         """The pod of a run, once there is one that is as `wanted`."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 for pod in await self.pods():
                     if pod["metadata"]["labels"].get("stowage.dev/run") == run_id and wanted(pod):
                         return pod
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def empty(self, seconds: float = 60) -> None:
+    async def empty(self) -> None:
         """Wait until no Job and no pod is left."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while await self.jobs() or await self.pods():  # noqa: ASYNC110
                 await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -8,11 +8,13 @@ import pytest
 
 from libs.common.models import AttemptState, RunState
 from tests.backend import Backend, fresh_backend
-from tests.kubernetes.executor.cluster import Namespace, Where
+from tests.kubernetes.executor.cluster import PATIENCE_SECONDS, Namespace, Where
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish, python
 from tests.runner.running import RunningRunner, running_runner
 from tests.servers import Servers
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE_SECONDS)
 
 _WAITS_ONCE = """
 export async function handler(context) {
@@ -54,7 +56,7 @@ async def _error_of(started: tuple[RunningRunner, RunningRegistry], **limits: An
     definition = {"bundle": "hello@latest", "limits": limits, "retry": {"attempts": 1}}
     assert (await registry.request("PUT", "/jobs/once", json=definition)).status in (200, 201)
     answer = await runner.request("POST", "/runs", json={"job": "once"})
-    run = await runner.finished(answer.json["id"])
+    run = await runner.finished(answer.json["id"], seconds=PATIENCE_SECONDS)
     assert run.state is RunState.FAILED
     assert run.error is not None
     return run.error
@@ -66,10 +68,10 @@ async def _lost_once(
     """A run that waits at its first attempt, until somebody does `harm` to its pod; what is said of that attempt."""
     await publish(registry, node(_WAITS_ONCE))
     run = await runner.start()
-    await runner.in_state(run.id, "running")
+    await runner.in_state(run.id, "running", seconds=PATIENCE_SECONDS)
     pod = await namespace.pod_of(run.id, lambda found: found["status"]["phase"] == "Running")
     await harm(pod)
-    ended = await runner.finished(run.id)
+    ended = await runner.finished(run.id, seconds=PATIENCE_SECONDS)
     assert (ended.state, ended.result, ended.attempts) == (RunState.SUCCEEDED, 2, 2)
     attempts = (await runner.request("GET", f"/runs/{run.id}/attempts")).json["items"]
     assert attempts[0]["state"] == AttemptState.LOST
@@ -108,10 +110,10 @@ async def test_a_run_at_the_deadline_of_its_job_has_timed_out(
 ) -> None:
     await publish(registry, node(_WAITS_ONCE))
     run = await runner.start()
-    await runner.in_state(run.id, "running")
+    await runner.in_state(run.id, "running", seconds=PATIENCE_SECONDS)
     pod = await namespace.pod_of(run.id)
     await namespace.patch_job(pod["metadata"]["labels"]["job-name"], {"activeDeadlineSeconds": 1})
-    ended = await runner.finished(run.id)
+    ended = await runner.finished(run.id, seconds=PATIENCE_SECONDS)
     assert ended.state is RunState.TIMED_OUT
     assert ended.error is not None
     assert "its deadline" in ended.error.message
@@ -140,7 +142,7 @@ async def test_a_pod_that_fits_no_node_is_unschedulable_in_the_words_of_the_sche
     other: Callable[..., Any], namespace: Namespace
 ) -> None:
     classes = {"gpu": {"nodeSelector": {"stowage.dev/no-node-has": "this"}}}
-    error = await _error_of(await other(kubernetes_classes=classes, kubernetes_start_seconds=4), nodeClass="gpu")
+    error = await _error_of(await other(kubernetes_classes=classes, kubernetes_start_seconds=15), nodeClass="gpu")
     assert error.type == "unschedulable"
     assert "nodes are available" in error.message
     await namespace.empty()
@@ -201,8 +203,9 @@ async def test_a_pod_that_no_quota_lets_in_is_not_started(other: Callable[..., A
 async def test_an_agent_that_does_not_reach_the_runner_says_so(
     other: Callable[..., Any], namespace: Namespace, where: Where
 ) -> None:
-    error = await _error_of(await other(advertised_url=f"http://{where.address}:1", kubernetes_start_seconds=8))
+    error = await _error_of(await other(advertised_url=f"http://{where.address}:1"))
     assert error.type == "not_started"
+    assert f"http://{where.address}:1/internal/attempt can't be reached" in error.message
     assert "STOWAGE_RUNNER_ADVERTISED_URL" in error.message
     await namespace.empty()
 
@@ -217,7 +220,7 @@ async def test_a_job_that_takes_too_much_memory_at_once_has_exceeded_it(
     }
     """
     await publish(registry, node(code))
-    run = await runner.run()
+    run = await runner.run(seconds=PATIENCE_SECONDS)
     assert run.state is RunState.FAILED
     assert run.error is not None
     assert run.error.type == "memory_exceeded"
@@ -244,7 +247,7 @@ async def test_a_container_that_the_kernel_ends_for_its_memory_has_exceeded_it(
         time.sleep(600)
     """
     await publish(registry, python(code))
-    run = await runner.run()
+    run = await runner.run(seconds=PATIENCE_SECONDS)
     assert run.state is RunState.FAILED
     assert run.error is not None
     assert run.error.type == "memory_exceeded", run.error

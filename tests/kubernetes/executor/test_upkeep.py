@@ -23,11 +23,20 @@ from services.runner.remote.place import Placement
 from services.runner.settings import RunnerSettings
 from tests.backend import Backend, fresh_backend
 from tests.chaos.proxy import StallingProxy
-from tests.kubernetes.executor.cluster import Namespace, Where, api_server_of, kubeconfig_for, kubeconfig_through
+from tests.kubernetes.executor.cluster import (
+    PATIENCE_SECONDS,
+    Namespace,
+    Where,
+    api_server_of,
+    kubeconfig_for,
+    kubeconfig_through,
+)
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import RunningRunner, runner_process, running_runner
 from tests.servers import Servers
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE_SECONDS)
 
 _WAITS_ONCE = """
 export async function handler(context) {
@@ -89,7 +98,7 @@ async def _place(where: Where, namespace: Namespace, **more: Any) -> AsyncIterat
 
 async def _jobs(namespace: Namespace, count: int) -> list[Any]:
     """The Jobs that are there, once there are so many."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len(found := await namespace.jobs()) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     return found
@@ -102,7 +111,7 @@ async def test_a_job_that_is_there_already_is_taken_for_the_answer_that_was_lost
     async with _place(where, namespace) as place, _place(where, namespace) as again, place.placed(placement):
         (made,) = await _jobs(namespace, 1)
         async with again.placed(placement) as agent:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while agent.seen.job is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert agent.seen.job.metadata.uid == made["metadata"]["uid"]
@@ -116,7 +125,7 @@ async def test_a_job_of_another_lease_with_the_name_makes_room(where: Where, nam
         another.placed(_placement("run_again", "another")),
     ):
         (old,) = await _jobs(namespace, 1)
-        async with place.placed(_placement("run_again", "mine")) as agent, asyncio.timeout(60):
+        async with place.placed(_placement("run_again", "mine")) as agent, asyncio.timeout(PATIENCE_SECONDS):
             while agent.seen.job is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             assert agent.seen.job.metadata.uid != old["metadata"]["uid"]
@@ -166,7 +175,7 @@ async def test_a_runner_that_stops_hands_its_runs_back_and_leaves_no_job(
         own_backend, own_registry, tmp_path / "s", address=where.address, drain_seconds=0.2, **on_cluster
     ) as runner:
         run = await runner.start()
-        await runner.in_state(run.id, "running", seconds=60)
+        await runner.in_state(run.id, "running", seconds=PATIENCE_SECONDS)
     (row,) = await own_backend.fetch("SELECT state::text AS state, attempts FROM runner.runs")
     assert (row["state"], row["attempts"]) == ("queued", 1)
     await namespace.empty()
@@ -184,11 +193,11 @@ async def test_a_runner_that_is_killed_leaves_a_run_that_another_finishes_and_no
     settings = {**on_cluster, "host": where.address, "lease_seconds": 3}
     async with runner_process(own_backend, own_registry, tmp_path / "first", **settings) as first:
         run = await first.start()
-        await first.in_state(run.id, "running", seconds=60)
+        await first.in_state(run.id, "running", seconds=PATIENCE_SECONDS)
         (job,) = await namespace.jobs()
         await first.kill()
     async with runner_process(own_backend, own_registry, tmp_path / "second", **settings) as second:
-        ended = await second.finished(run.id)
+        ended = await second.finished(run.id, seconds=PATIENCE_SECONDS)
         assert (ended.state, ended.result) == (RunState.SUCCEEDED, 2)
     async with running_runner(  # whatever the second has not swept is by whoever comes next
         own_backend, own_registry, tmp_path / "third", address=where.address, **on_cluster
@@ -217,13 +226,15 @@ async def test_a_run_outlives_an_api_server_that_is_away(
             own_backend, own_registry, tmp_path / "s", address=where.address, **settings
         ) as runner:
             before = await runner.start()
-            await runner.in_state(before.id, "running", seconds=60)
+            await runner.in_state(before.id, "running", seconds=PATIENCE_SECONDS)
             with proxy.refusing():
                 during = await runner.start()
-                assert (await runner.finished(before.id)).state is RunState.SUCCEEDED  # its socket leads elsewhere
+                assert (
+                    await runner.finished(before.id, seconds=PATIENCE_SECONDS)
+                ).state is RunState.SUCCEEDED  # its socket leads elsewhere
                 while proxy.refused < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-            assert (await runner.finished(during.id)).state is RunState.SUCCEEDED
+            assert (await runner.finished(during.id, seconds=PATIENCE_SECONDS)).state is RunState.SUCCEEDED
     await namespace.empty()
 
 
@@ -246,7 +257,7 @@ async def test_what_changed_while_a_watch_had_expired_is_told(where: Where, name
             async for _ in cluster.watch("Pod", "", "1"):
                 pass
         pods = Watched(cluster, "Pod", Pod.model_validate, "", lambda pod, gone: told.append((pod.metadata.name, gone)))
-        async with pods.watching(), asyncio.timeout(60):
+        async with pods.watching(), asyncio.timeout(PATIENCE_SECONDS):
             while cluster.expired < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             spec = {"containers": [{"name": "run", "image": where.image}], "nodeSelector": {"none": "has-this"}}
@@ -273,9 +284,9 @@ async def test_an_api_server_that_wants_to_be_left_alone_is(
         async with running_runner(
             own_backend, own_registry, tmp_path / "s", address=where.address, **settings
         ) as runner:
-            run = await runner.run()
+            run = await runner.run(seconds=PATIENCE_SECONDS)
         assert run.state is RunState.SUCCEEDED
-        first, second, third = busy.creations
+        first, second, third = busy.creations[:3]
         assert second - first >= busy.retry_after_seconds
         assert third - second >= busy.retry_after_seconds
     await namespace.empty()
@@ -299,7 +310,7 @@ async def test_the_rights_that_are_documented_are_enough(
     kubeconfig = await kubeconfig_for(where, token, tmp_path / "kubeconfig")
     settings = {**on_cluster, "kubernetes_config": kubeconfig}
     async with running_runner(own_backend, own_registry, tmp_path / "s", address=where.address, **settings) as runner:
-        assert (await runner.run()).state is RunState.SUCCEEDED
+        assert (await runner.run(seconds=PATIENCE_SECONDS)).state is RunState.SUCCEEDED
     await namespace.empty()  # it was allowed to delete the Job
 
 
