@@ -156,6 +156,7 @@ async def test_a_failure_may_say_as_much_as_it_likes(runner: RunningRunner, regi
     export function handler(context) {
         context.progress(1, "p".repeat(100000));
         console.log("l".repeat(1000000));
+        for (let number = 0; number < 20; number++) console.log("\\u0001".repeat(60000));
         context.logger("f".repeat(100000), { deep: "d".repeat(1000000) });
         const error = new Error("m".repeat(100000));
         error.name = "N".repeat(100000);

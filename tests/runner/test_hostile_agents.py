@@ -79,11 +79,20 @@ async def played(runner: RunningRunner, children: Children) -> AsyncIterator[Cal
     assert (run.state, run.result) == (RunState.SUCCEEDED, 1)
 
 
-def _says(text: str | bytes) -> Play:
+_STARTED: dict[str, Any] = {"type": "started", "phases": PHASES, "confined": None}
+
+
+def _says(*texts: str | bytes) -> Play:
     async def part(agent: PlayedAgent) -> None:
-        await (agent.say_bytes(text) if isinstance(text, bytes) else agent.say_text(text))
+        for text in texts:
+            await (agent.say_bytes(text) if isinstance(text, bytes) else agent.say_text(text))
 
     return part
+
+
+def _says_line(**line: Any) -> Play:
+    whole = {"source": "logger", "level": "info", "message": "x", **line}
+    return _says(json.dumps({"type": "lines", "lines": [whole]}))
 
 
 def _asks(*questions: dict[str, Any]) -> Play:
@@ -113,7 +122,16 @@ _WRITES: dict[str, Any] = {"type": "uploading", "in_parts": True}
         _says(json.dumps({**SUCCEEDED, "phases": {"fetch_ms": -1}})),
         _says(json.dumps({"type": "started", "phases": PHASES, "confined": {"level": "perfect"}})),
         _says(json.dumps({"type": "progress", "fraction": 2, "message": None})),
-        _says(json.dumps({"type": "lines", "lines": [{"source": "audit", "level": "info", "message": "x"}]})),
+        _says_line(source="audit"),
+        _says_line(message="two\nlines"),
+        _says_line(source="system", fields='{"a": 1}'),
+        _says_line(fields="no JSON"),
+        _says_line(fields=json.dumps({"a": "x" * 100_000})),
+        _says_line(fields={"a": 1}),
+        _says(json.dumps({"type": "progress", "fraction": 1, "message": None}) + " " * 2_000_000),
+        _says(json.dumps(_STARTED), json.dumps(_STARTED)),
+        _says(*[json.dumps({"type": "progress", "fraction": 1, "message": None}) + " " * 1_000_000] * 20),
+        _says(json.dumps({**_STARTED, "confined": {"level": "landlock", "layers": ["a\x00"], "network": False}})),
         _asks({"type": "read", "key": "artifacts/sha256/ab/abcd.tgz"}),
         _asks({"type": "read", "key": "logs/runs/another.log"}),
         _asks({"type": "put", **_CONTENT}),
@@ -245,15 +263,17 @@ async def test_an_agent_that_asks_too_much_at_a_time_is_left(played: Callable[[P
 
 async def test_texts_of_an_agent_are_cleaned(runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]) -> None:
     async def part(agent: PlayedAgent) -> None:
-        line = {"source": "logger", "level": "info", "message": "a\x00b", "fields": {"k\x00": "\ud800"}}
-        await agent.say(type="lines", lines=[line])
+        line = {"source": "logger", "level": "info", "message": "a\x00b", "fields": json.dumps({"k\x00": "\ud800"})}
+        await agent.say(type="lines", lines=[line, {**line, "message": "no number", "fields": '{"a": 1e999}'}])
         await agent.say(**{**SUCCEEDED, "state": "failed", "kind": "a\x00b", "error": "\x00", "log_tail": ["\x00"]})
 
     run = await played(part)
     assert run.state is RunState.FAILED
     assert run.error is not None
     assert run.error.type == "a\ufffdb"
-    assert "a\ufffdb" in await runner.log(run.id)
+    log = await runner.log(run.id)
+    assert 'a\ufffdb {"k\ufffd": "?"}' in log
+    assert "no number\n" in log
 
 
 def _send(request: dict[str, Any], body: bytes | None) -> bytes:

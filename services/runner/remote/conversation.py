@@ -23,6 +23,8 @@ from services.runner.interrupts import Interrupt
 from services.runner.lease_holder import LeaseHolder
 from services.runner.limits import Rules
 from services.runner.outputs import OutputLimits
+from services.runner.remote.agent_log import AgentLog
+from services.runner.remote.allowance import Allowance
 from services.runner.remote.claims import Taken
 from services.runner.remote.messages import (
     FROM_AGENT,
@@ -33,7 +35,6 @@ from services.runner.remote.messages import (
     Confined,
     Ended,
     Interrupted,
-    Line,
     Lines,
     NotUnderstood,
     Phases,
@@ -54,11 +55,9 @@ from services.runner.remote.messages import (
 from services.runner.remote.written import REQUEST_SECONDS, WrittenOutputs
 from services.runner.sandbox.layers import Confinement, Level
 from services.runner.store import Timings
-from services.runner.values import UnstorableValue, clean_text, clean_value, parse_json, require_storable
+from services.runner.values import UnstorableValue, clean_text, parse_json, require_storable
 
 _QUESTIONS = 32
-_SYSTEM_LINES = 100
-_SYSTEM_CHARACTERS = 4000
 _SHOW_SECONDS = 0.25
 _log = get_logger("runner")
 
@@ -118,6 +117,8 @@ class Conversation:
         self._socket = taken.socket
         self._account = account
         rules = terms.rules
+        self._allowance = Allowance(rules, terms.max_log_bytes)
+        self._log = AgentLog(holder.log)
         self._written = WrittenOutputs(
             holder.objects, threads, holder.order, OutputLimits(rules.max_outputs, rules.max_output_bytes)
         )
@@ -127,7 +128,6 @@ class Conversation:
         self._readable: set[str] = set()
         self._may_write: bool | None = None
         self._in_parts = False
-        self._system_lines = 0
         self._running: Timings | None = None
         self._progress: Progress | None = None
         self._news = asyncio.Event()
@@ -194,16 +194,20 @@ class Conversation:
                 raise self._failure
             if received.type is not WSMsgType.TEXT:
                 raise AgentGone(str(received.data or received.extra or "it ended")[:200])
+            self._allowance.spend(received.data)
             match understand(received.data, FROM_AGENT):
                 case Ended() as ended:
                     self._account.note(ended.phases, ended.confined)
                     self._account.received_bytes = ended.received_bytes
                     self._account.is_final = True
-                    await self._say(Received())
+                    with contextlib.suppress(AgentGone):  # it is heard all the same
+                        await self._say(Received())
                     return ended
                 case Lines() as lines:
-                    self._write(lines)
+                    await self._log.write(lines)
                 case Started() as started:
+                    if self._account.is_started:
+                        raise NotUnderstood("the handler was called for a second time")
                     self._account.note(started.phases, started.confined)
                     self._account.is_started = True
                     self._running = self._account.timings
@@ -251,21 +255,6 @@ class Conversation:
             raise RunFailed(
                 "object_store_unavailable", f"The outputs could not be looked at: {error.message}."
             ) from error
-
-    def _write(self, lines: Lines) -> None:
-        log = self._holder.log
-        log.dropped(lines.dropped)
-        for line in lines.lines:
-            fields = clean_value(line.fields) if line.fields else None
-            log.write(self._source_of(line), clean_text(line.message), level=line.level, fields=fields)
-
-    def _source_of(self, line: Line) -> str:
-        """Lines of the system are always kept, so there may not be many of them."""
-        if line.source != "system":
-            return line.source
-        self._system_lines += 1
-        short = self._system_lines <= _SYSTEM_LINES and len(line.message) <= _SYSTEM_CHARACTERS
-        return "system" if short else "logger"
 
     def _begin_answer(self, question: Question) -> None:
         if len(self._questions) >= _QUESTIONS:
