@@ -13,6 +13,7 @@ import pytest
 from libs.common.models import Run, RunState
 from libs.common.object_uploads import PART_BYTES
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
+from services.runner.remote import conversation
 from tests.backend import Backend
 from tests.registry.running import RunningRegistry
 from tests.runner.agents import PHASES, SUCCEEDED, PlayedAgent, take
@@ -144,6 +145,8 @@ _WRITES: dict[str, Any] = {"type": "uploading", "in_parts": True}
         _asks(_WRITES, {"type": "put", **_CONTENT, "size": PART_BYTES}),
         _asks(_WRITES, {"type": "put", **_CONTENT}, {"type": "put", **_CONTENT, "size": 8}),
         _asks(_WRITES, *({"type": "put", **_CONTENT, "path": f"{number}"} for number in range(4))),
+        _asks(_WRITES, {"type": "upload", "path": "a.txt"}, {"type": "put", **_CONTENT}),
+        _asks(_WRITES, {"type": "put", **_CONTENT}, {"type": "upload", "path": "a.txt"}),
         _asks(_WRITES, {"type": "part", **_CONTENT, "number": 1}),
         _asks(_WRITES, {"type": "upload", "path": "a.txt"}, {"type": "part", **_CONTENT, "number": 2}),
         _asks(_WRITES, {"type": "upload", "path": "a.txt"}, {"type": "part", **_CONTENT, "number": 1, "size": 2**40}),
@@ -231,6 +234,20 @@ async def test_an_agent_reads_its_bundle_and_writes_its_outputs(
     assert run.state is RunState.SUCCEEDED
     (output,) = (await runner.request("GET", f"/runs/{run.id}/outputs")).json["items"]
     assert output == {"path": "a.txt", "size": 7, "digest": _DIGEST, "contentType": "text/plain"}
+
+
+async def test_an_agent_that_announces_outputs_and_does_nothing_is_left(
+    runner: RunningRunner, played: Callable[[Play], Awaitable[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "REQUEST_SECONDS", 0)  # so much patience
+    monkeypatch.setattr(conversation, "PATIENCE_SECONDS", 1)
+
+    async def part(agent: PlayedAgent) -> None:
+        await agent.ask(**_WRITES)
+        await runner.client.cancel(agent.assigned["order"]["run_id"])
+        await agent.hear("closed")  # and answers pings meanwhile
+
+    assert (await played(part)).state is RunState.CANCELLED
 
 
 async def test_a_log_without_end_is_cut_whatever_its_lines_are_called(

@@ -6,7 +6,8 @@ Only of one that comes in parts the digest of the whole is the agent's word: the
 
 import asyncio
 import base64
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,10 +20,7 @@ from services.runner.endings import RunFailed
 from services.runner.holder import Order
 from services.runner.outputs import OutputLimits, content_type_of, require_key
 from services.runner.remote.messages import NotUnderstood
-
-REQUEST_SECONDS = 120
-"""How long a request may be sent after it was signed."""
-
+from services.runner.uploads import REQUEST_SECONDS
 
 Value = TypeVar("Value")
 
@@ -44,6 +42,8 @@ class WrittenOutputs:
         self._limits = limits
         self._whole: dict[str, Output] = {}
         self._in_parts: dict[str, _InParts] = {}
+        self._joined: set[str] = set()
+        self._busy: set[str] = set()
         self._files = 0
         self._bytes = 0
 
@@ -52,6 +52,8 @@ class WrittenOutputs:
         self._require(path)
         if size >= PART_BYTES:
             raise NotUnderstood(f"an output of {size} bytes is to be written in parts")
+        if path in self._in_parts or path in self._joined:
+            raise NotUnderstood("an output that is written in parts was to be written at once")
         wanted = Output(path=path, size=size, digest=digest, content_type=content_type_of(path))
         known = self._whole.get(path)
         if known is None:
@@ -75,7 +77,12 @@ class WrittenOutputs:
         if path in self._in_parts:
             await self.abort(path)
         self._count(files=1, size=0)
-        self._in_parts[path] = _InParts(await self._in_thread(self._upload, path))
+        try:
+            with self._alone(path):
+                self._in_parts[path] = _InParts(await self._in_thread(self._upload, path))
+        except BaseException:
+            self._files -= 1  # it is tried again where the bucket is away
+            raise
 
     def part(self, path: str, number: int, size: int, digest: str) -> PresignedRequest:
         """A request that sends a part: the next one, or the last one again."""
@@ -99,16 +106,20 @@ class WrittenOutputs:
             raise NotUnderstood("an output has not as many parts as were sent")
         for etag, checksum in zip(etags, begun.checksums, strict=True):
             begun.upload.add_part(etag, checksum)
-        await self._in_thread(begun.upload.complete)
+        with self._alone(path):
+            await self._in_thread(begun.upload.complete)
         del self._in_parts[path]
+        self._joined.add(path)
         self._whole[path] = Output(path=path, size=sum(begun.sizes), digest=digest, content_type=content_type_of(path))
 
     async def abort(self, path: str) -> None:
         """Forget the parts that were sent."""
+        self._require_idle(path)
         if (begun := self._in_parts.pop(path, None)) is not None:
             self._files -= 1
             self._bytes -= sum(begun.sizes)
-            await self._in_thread(begun.upload.abort)
+            with self._alone(path):
+                await self._in_thread(begun.upload.abort)
 
     async def written(self) -> list[Output]:
         """What the bucket has of it, in order. RunFailed unless that is everything, as it was announced."""
@@ -121,6 +132,7 @@ class WrittenOutputs:
         return sorted(self._whole.values(), key=lambda output: output.path)
 
     def _begun(self, path: str) -> _InParts:
+        self._require_idle(path)
         if path not in self._in_parts:
             raise NotUnderstood("an output was not begun")
         return self._in_parts[path]
@@ -129,6 +141,20 @@ class WrittenOutputs:
         if any(name in ("", ".", "..") for name in path.split("/")):
             raise NotUnderstood("the path of an output leads elsewhere")
         require_key(path)
+        self._require_idle(path)
+
+    def _require_idle(self, path: str) -> None:
+        if path in self._busy:
+            raise NotUnderstood("an output was asked for twice at a time")
+
+    @contextlib.contextmanager
+    def _alone(self, path: str) -> Iterator[None]:
+        """Nothing else is done with an output while the bucket is asked about it."""
+        self._busy.add(path)
+        try:
+            yield
+        finally:
+            self._busy.discard(path)
 
     def _count(self, *, files: int, size: int) -> None:
         self._files += files
