@@ -203,6 +203,24 @@ async def test_outputs_that_were_never_sent_are_not_recorded(
     assert (await runner.request("GET", f"/runs/{run.id}/outputs")).json["items"] == []
 
 
+async def test_an_output_that_is_not_what_was_granted_is_not_recorded(
+    runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]
+) -> None:
+    """As where a server lets a request that was signed for writing copy another object."""
+
+    async def part(agent: PlayedAgent) -> None:
+        await agent.ask(**_WRITES)
+        await asyncio.to_thread(_send, (await agent.ask(type="put", **_CONTENT))["request"], b"content")
+        (key,) = runner.backend.keys("outputs/")
+        await asyncio.to_thread(_replace, runner.backend, key, b"another")
+        await agent.say(**SUCCEEDED)
+
+    run = await played(part)
+    assert run.error is not None
+    assert run.error.type == "outputs_incomplete"
+    assert runner.backend.keys("outputs/") == []
+
+
 async def test_what_a_failed_run_has_sent_is_removed(
     runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]
 ) -> None:
@@ -291,6 +309,12 @@ async def test_texts_of_an_agent_are_cleaned(runner: RunningRunner, played: Call
     log = await runner.log(run.id)
     assert 'a\ufffdb {"k\ufffd": "?"}' in log
     assert "no number\n" in log
+
+
+def _replace(backend: Backend, key: str, content: bytes) -> None:
+    objects = backend.objects()
+    objects.put(key, content, content_type="text/plain")
+    objects.close()
 
 
 def _send(request: dict[str, Any], body: bytes | None) -> bytes:

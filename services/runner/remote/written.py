@@ -1,7 +1,9 @@
 """Outputs that an agent writes: it says what it wants to write, and the holder of the lease decides what it may.
 
 All that an output is recorded as comes from here: its path and size, and the digest that the bucket was told to expect.
-Only of one that comes in parts the digest of the whole is the agent's word: the bucket compares each part.
+Only of one that comes in parts the digest of the whole is the agent's word: the bucket compares each part. At the
+end the bucket is asked what it has: that may be no object that was sent, but one that was copied there by a server that
+lets a request do more than was signed.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 
 from libs.common.models import Output
 from libs.common.object_uploads import PART_BYTES, Upload
-from libs.common.objects import ObjectStore, output_key
+from libs.common.objects import ObjectStore, checksum_of_parts, output_key
 from libs.common.s3_requests import PresignedRequest
 from services.runner.endings import RunFailed
 from services.runner.holder import Order
@@ -23,6 +25,8 @@ from services.runner.remote.messages import NotUnderstood
 from services.runner.uploads import REQUEST_SECONDS
 
 Value = TypeVar("Value")
+
+_PARALLEL_LOOKS = 8
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class WrittenOutputs:
         self._in_parts: dict[str, _InParts] = {}
         self._joined: set[str] = set()
         self._busy: set[str] = set()
+        self._checksums: dict[str, str] = {}
         self._files = 0
         self._bytes = 0
 
@@ -59,6 +64,7 @@ class WrittenOutputs:
         if known is None:
             self._count(files=1, size=size)
             self._whole[path] = wanted
+            self._checksums[path] = _checksum(digest)
         elif known != wanted:
             raise NotUnderstood("an output was to be something else before")
         return self._objects.presigned_put(
@@ -110,6 +116,7 @@ class WrittenOutputs:
             await self._in_thread(begun.upload.complete)
         del self._in_parts[path]
         self._joined.add(path)
+        self._checksums[path] = checksum_of_parts(begun.checksums)
         self._whole[path] = Output(path=path, size=sum(begun.sizes), digest=digest, content_type=content_type_of(path))
 
     async def abort(self, path: str) -> None:
@@ -124,12 +131,23 @@ class WrittenOutputs:
     async def written(self) -> list[Output]:
         """What the bucket has of it, in order. RunFailed unless that is everything, as it was announced."""
         sizes = await self._in_thread(self._sizes) if self._whole else {}
-        if self._in_parts or sizes != {path: output.size for path, output in self._whole.items()}:
+        as_announced = sizes == {path: output.size for path, output in self._whole.items()}
+        if self._in_parts or not as_announced or not await self._have_their_checksums():
             raise RunFailed(
                 "outputs_incomplete",
                 "The bucket does not have the outputs that the run was said to have left; nothing was recorded.",
             )
         return sorted(self._whole.values(), key=lambda output: output.path)
+
+    async def _have_their_checksums(self) -> bool:
+        turns = asyncio.Semaphore(_PARALLEL_LOOKS)
+
+        async def has_its_own(path: str, checksum: str) -> bool:
+            async with turns:
+                return await self._in_thread(self._objects.checksum, self._key(path)) == checksum
+
+        looks = (has_its_own(path, checksum) for path, checksum in self._checksums.items())
+        return all(await asyncio.gather(*looks))
 
     def _begun(self, path: str) -> _InParts:
         self._require_idle(path)
