@@ -196,11 +196,16 @@ class JournalWriter:
         """Count lines as dropped that were not given to this writer, since they are too many."""
         self._dropped += lines
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all that comes is dropped but for lines of the source `system`."""
+        return self._bytes > self._limits.max_bytes
+
     def _write_line(self, source: str, line: str, level: str, fields: dict[str, Any] | None) -> None:
         if len(line) > _MAX_LINE_CHARACTERS:
             line = line[:_MAX_LINE_CHARACTERS] + f"… ({len(line) - _MAX_LINE_CHARACTERS} more characters)"
         self._bytes += len(line) + 64 + (len(json.dumps(fields, ensure_ascii=False)) if fields else 0)
-        if self._bytes > self._limits.max_bytes and source != "system":
+        if self.is_full and source != "system":
             self._dropped += 1
             return
         self._add(source, line, level, fields)

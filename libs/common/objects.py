@@ -7,7 +7,7 @@ import base64
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -96,6 +96,11 @@ def checksum_of(data: bytes | memoryview) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
+def checksum_of_parts(checksums: Sequence[str]) -> str:
+    """What S3 keeps of an object whose parts have these checksums: that of all of them, and their number."""
+    return f"{checksum_of(b''.join(map(base64.b64decode, checksums)))}-{len(checksums)}"
+
+
 @functools.cache
 def _session() -> boto3.session.Session:
     """What boto3 needs to make clients: the description of S3, some 20 MB, is read once. Clients share nothing else."""
@@ -155,6 +160,17 @@ class ObjectStore:
             if name.lower().startswith(_METADATA)
         }
         return ObjectInfo(key, int(found["Content-Length"]), found.get("Content-Type", ""), metadata)
+
+    def checksum(self, key: str) -> str | None:
+        """The SHA-256 that the server keeps of an object as S3 writes it, of its parts (`checksum_of_parts`) where it
+        was written in parts; None where there is no object, or none is kept.
+        """
+        try:
+            with translated("look at", key):
+                headers = self._requests.send("HEAD", key, headers={"x-amz-checksum-mode": "ENABLED"}).headers
+        except ObjectMissing:
+            return None
+        return headers.get("x-amz-checksum-sha256")
 
     def put(self, key: str, data: bytes, *, content_type: str, metadata: Mapping[str, str] | None = None) -> None:
         """Write a small object in one request; the server verifies its SHA-256."""

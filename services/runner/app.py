@@ -32,9 +32,9 @@ from services.runner.lease_holder import Stock
 from services.runner.lifecycle import Lifecycle
 from services.runner.logs import RunLogs
 from services.runner.metrics import RunMetrics
+from services.runner.remote.allowance import most_bytes_of_result
 from services.runner.remote.attempt import remote_executor
 from services.runner.remote.claims import AGENT_PATH, CLAIMS, Claims, get_attempt
-from services.runner.remote.messages import MESSAGE_OVERHEAD_BYTES
 from services.runner.remote.place import Place
 from services.runner.retention import keep_regularly
 from services.runner.secrets import DirectorySecrets, EnvironmentSecrets, SecretProvider
@@ -189,7 +189,7 @@ class _Parts:
         place = await stack.enter_async_context(self._open_place(settings))
         claims = application[CLAIMS] = Claims(
             heartbeat_seconds=settings.lease_seconds / 2,
-            max_message_bytes=settings.max_result_bytes + MESSAGE_OVERHEAD_BYTES,
+            max_message_bytes=most_bytes_of_result(settings.max_result_bytes),
         )
         executor = remote_executor(settings, stock, threads, claims, place)
         await executor.sweep()

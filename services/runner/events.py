@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.runner.values import UnstorableValue, clean_text, clean_value, parse_json, require_storable
+from services.runner.values import UnstorableValue, clean_text, parse_json, require_storable, storable_fields
 
 _LEVELS = {"debug", "info", "warning", "error"}
 _MAX_NAME = 100
@@ -69,10 +69,10 @@ def dispatch(line: bytes, sink: EventSink, *, max_result_bytes: int) -> None:
             sink.log(
                 level if level in _LEVELS else "info",
                 clean_text(message, _MAX_LOG_MESSAGE),
-                _fields(event.get("fields")),
+                storable_fields(event.get("fields")),
             )
         case {"type": "update", "fields": dict(fields)}:
-            sink.log("info", "update", _fields(fields))
+            sink.log("info", "update", storable_fields(fields))
         case {"type": "progress"}:
             sink.progress(_fraction(event.get("fraction")), _text(event.get("message"), _MAX_PROGRESS_MESSAGE))
         case {"type": "result"}:
@@ -104,17 +104,6 @@ def _unreadable_result(line: bytes, max_bytes: int) -> Failed:
     if len(line) > max_bytes:
         return Failed("result_too_large", f"The result is larger than {max_bytes} bytes, which is the limit.")
     return Failed("result_not_json", "The handler returned what is not JSON.")
-
-
-def _fields(value: Any) -> dict[str, Any] | None:
-    if not isinstance(value, dict) or not value:
-        return None
-    cleaned: dict[str, Any] = clean_value(value)
-    try:
-        require_storable(cleaned)
-    except UnstorableValue:
-        return None
-    return cleaned
 
 
 def _fraction(value: Any) -> float | None:

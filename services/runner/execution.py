@@ -80,8 +80,10 @@ class Execution:
             finally:
                 if interrupts.lost:
                     log.discard()
-                await persistently(log.flush, what="log", run_id=run_id)
-                await writing.__aexit__(None, None, None)
+                try:
+                    await persistently(log.flush, what="log", run_id=run_id)
+                finally:
+                    await writing.__aexit__(None, None, None)
 
     async def _open_log(
         self, run: Assignment, *, new_at: datetime | None

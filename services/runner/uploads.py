@@ -30,10 +30,16 @@ from services.runner.store import Assignment
 
 Value = TypeVar("Value")
 
+PATIENCE_SECONDS = 60.0
+"""How long S3 may be away when the handler has done its work: that is not thrown away since S3 starts anew."""
+
+REQUEST_SECONDS = 120
+"""How long a request for an output may be sent after it was signed."""
+
 _PARALLEL_UPLOADS = 4
-_PATIENCE_SECONDS = 60.0  # the handler has done its work: that is not thrown away since S3 starts anew
 _PAUSE_SECONDS = 1.0
-_SETTLED_SECONDS = 60.0  # a runner that was paused may wake up meanwhile and go on with what it was uploading
+# Meanwhile a runner that was paused may wake up and go on uploading, and an agent send what it was granted just before.
+_SETTLED_SECONDS = REQUEST_SECONDS + 60.0
 _log = get_logger("runner")
 
 
@@ -49,13 +55,13 @@ class Uploads:
     async def writing(self, run: Assignment, *, in_parts: bool) -> AsyncIterator[None]:
         """An attempt may write its outputs while the context is open, `in_parts` where any of them is that large.
 
-        AttemptInterrupted where its lease is lost. When the context ends by an error, they are removed.
+        AttemptInterrupted where its lease is lost. When the context ends by an error or is cancelled, they are removed.
         """
         if not await persistently(lambda: self._begin(run), what="begin_upload", run_id=run.id):
             raise AttemptInterrupted
         try:
             yield
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             await self.discard(run)
             raise
         if in_parts:
@@ -106,7 +112,7 @@ async def upload_outputs(
     RunFailed where that can't be done, AttemptInterrupted when the lease is `lost`.
     """
     turns, failures = asyncio.Semaphore(_PARALLEL_UPLOADS), list[Exception]()
-    until = time.monotonic() + _PATIENCE_SECONDS
+    until = time.monotonic() + PATIENCE_SECONDS
     loop = asyncio.get_running_loop()
 
     def over() -> bool:

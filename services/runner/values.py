@@ -58,6 +58,18 @@ def require_storable(value: Any) -> int:
     return len(encoded)
 
 
+def storable_fields(value: Any) -> dict[str, Any] | None:
+    """Fields of a line for the log, as PostgreSQL can keep them; None where there are none that it can."""
+    if not isinstance(value, dict) or not value:
+        return None
+    cleaned: dict[str, Any] = clean_value(value)
+    try:
+        require_storable(cleaned)
+    except UnstorableValue:
+        return None
+    return cleaned
+
+
 def _has_nul(value: Any) -> bool:
     match value:
         case str():

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from libs.common.objects import checksum_of_parts
 from tests.contract_s3.conftest import Contract, checksum
 
 
@@ -53,6 +54,50 @@ def test_presigned_parts_become_an_object(contract: Contract) -> None:
     assert contract.body(key) == b"".join(contents)
 
 
+def test_presigned_writes_copy_nothing(contract: Contract) -> None:
+    """The header that makes a copy of a PUT was not signed: whoever has the URL could read what its signer may."""
+    contract.client.put_object(Bucket=contract.bucket, Key="signed/secret", Body=b"secret")
+    copying = {"x-amz-copy-source": f"/{contract.bucket}/signed/secret"}
+    put = _url(contract, "put_object", Key="signed/copy", ChecksumSHA256=checksum(b"content"))
+    assert _send("PUT", put, headers={"x-amz-checksum-sha256": checksum(b"content"), **copying})[0] == 403
+    assert contract.missing("signed/copy")
+    upload = contract.client.create_multipart_upload(Bucket=contract.bucket, Key="signed/copy")["UploadId"]
+    part = _url(contract, "upload_part", Key="signed/copy", UploadId=upload, PartNumber=1)
+    assert _send("PUT", part, headers=copying)[0] == 403
+    parts = contract.client.list_parts(Bucket=contract.bucket, Key="signed/copy", UploadId=upload)
+    assert parts.get("Parts", []) == []
+
+
+def test_checksums_are_kept(contract: Contract) -> None:
+    contents = [b"a" * 5 * 1024 * 1024, b"end"]
+    url = _url(contract, "put_object", Key="signed/kept", ChecksumSHA256=checksum(b"content"))
+    assert _send("PUT", url, b"content", {"x-amz-checksum-sha256": checksum(b"content")})[0] == 200
+    assert _kept(contract, "signed/kept") == checksum(b"content")
+    upload = contract.client.create_multipart_upload(
+        Bucket=contract.bucket, Key="signed/kept", ChecksumAlgorithm="SHA256"
+    )["UploadId"]
+    parts = []
+    for number, data in enumerate(contents, 1):
+        url = _url(
+            contract,
+            "upload_part",
+            Key="signed/kept",
+            UploadId=upload,
+            PartNumber=number,
+            ChecksumSHA256=checksum(data),
+        )
+        status, headers, _ = _send("PUT", url, data, {"x-amz-checksum-sha256": checksum(data)})
+        assert status == 200
+        parts.append({"PartNumber": number, "ETag": headers["ETag"], "ChecksumSHA256": checksum(data)})
+    contract.client.complete_multipart_upload(
+        Bucket=contract.bucket,
+        Key="signed/kept",
+        UploadId=upload,
+        MultipartUpload={"Parts": parts},  # type: ignore[typeddict-item]
+    )
+    assert _kept(contract, "signed/kept") == checksum_of_parts([checksum(data) for data in contents])
+
+
 def test_url_is_good_for_its_object_and_method_alone(contract: Contract) -> None:
     contract.client.put_object(Bucket=contract.bucket, Key="signed/own", Body=b"own")
     contract.client.put_object(Bucket=contract.bucket, Key="signed/other", Body=b"other")
@@ -78,6 +123,10 @@ def test_without_a_signature_nothing_is_answered(contract: Contract) -> None:
     assert _send("GET", url)[0] == 403
     assert _send("PUT", url, b"changed")[0] == 403
     assert contract.body("signed/not") == b"content"
+
+
+def _kept(contract: Contract, key: str) -> str:
+    return contract.client.head_object(Bucket=contract.bucket, Key=key, ChecksumMode="ENABLED")["ChecksumSHA256"]
 
 
 def _url(contract: Contract, operation: str, **parameters: str | int) -> str:

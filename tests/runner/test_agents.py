@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from libs.common.models import RunState
 from services.runner.scratch import Scratch
@@ -156,6 +157,7 @@ async def test_a_failure_may_say_as_much_as_it_likes(runner: RunningRunner, regi
     export function handler(context) {
         context.progress(1, "p".repeat(100000));
         console.log("l".repeat(1000000));
+        for (let number = 0; number < 20; number++) console.log("\\u0001".repeat(60000));
         context.logger("f".repeat(100000), { deep: "d".repeat(1000000) });
         const error = new Error("m".repeat(100000));
         error.name = "N".repeat(100000);
@@ -353,6 +355,31 @@ async def test_an_agent_without_settings_says_what_it_wants() -> None:
     _, said = await process.communicate()
     assert process.returncode == 1
     assert b"STOWAGE_RUN_ONE_URL and STOWAGE_RUN_ONE_TOKEN must be set" in said
+
+
+async def test_an_agent_asks_again_where_a_proxy_has_no_answer_for_it() -> None:
+    answers = [502, 503, 401]
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=answers.pop(0))
+
+    application = web.Application()
+    application.router.add_get("/", answer)
+    server = web.AppRunner(application)
+    await server.setup()
+    await web.TCPSite(server, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{server.addresses[0][1]}/"
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.runner", "run-one"),
+            env={"PATH": os.environ["PATH"], "STOWAGE_RUN_ONE_URL": url, "STOWAGE_RUN_ONE_TOKEN": "t"},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+    finally:
+        await server.cleanup()
+    assert answers == []
+    assert b"answered 401" in said
 
 
 async def test_the_place_is_swept_when_the_runner_starts(runner: RunningRunner, children: Children) -> None:

@@ -14,6 +14,7 @@ from libs.common.models import Run, RunState
 from libs.common.object_uploads import PART_BYTES
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
 from services.runner.endings import Outcome
+from services.runner.remote import conversation
 from tests.backend import Backend
 from tests.registry.running import RunningRegistry
 from tests.runner.agents import PHASES, SUCCEEDED, PlayedAgent, take
@@ -80,11 +81,20 @@ async def played(runner: RunningRunner, children: Children) -> AsyncIterator[Cal
     assert (run.state, run.result) == (RunState.SUCCEEDED, 1)
 
 
-def _says(text: str | bytes) -> Play:
+_STARTED: dict[str, Any] = {"type": "started", "phases": PHASES, "confined": None}
+
+
+def _says(*texts: str | bytes) -> Play:
     async def part(agent: PlayedAgent) -> None:
-        await (agent.say_bytes(text) if isinstance(text, bytes) else agent.say_text(text))
+        for text in texts:
+            await (agent.say_bytes(text) if isinstance(text, bytes) else agent.say_text(text))
 
     return part
+
+
+def _says_line(**line: Any) -> Play:
+    whole = {"source": "logger", "level": "info", "message": "x", **line}
+    return _says(json.dumps({"type": "lines", "lines": [whole]}))
 
 
 def _asks(*questions: dict[str, Any]) -> Play:
@@ -114,7 +124,16 @@ _WRITES: dict[str, Any] = {"type": "uploading", "in_parts": True}
         _says(json.dumps({**SUCCEEDED, "phases": {"fetch_ms": -1}})),
         _says(json.dumps({"type": "started", "phases": PHASES, "confined": {"level": "perfect"}})),
         _says(json.dumps({"type": "progress", "fraction": 2, "message": None})),
-        _says(json.dumps({"type": "lines", "lines": [{"source": "audit", "level": "info", "message": "x"}]})),
+        _says_line(source="audit"),
+        _says_line(message="two\nlines"),
+        _says_line(source="system", fields='{"a": 1}'),
+        _says_line(fields="no JSON"),
+        _says_line(fields=json.dumps({"a": "x" * 100_000})),
+        _says_line(fields={"a": 1}),
+        _says(json.dumps({"type": "progress", "fraction": 1, "message": None}) + " " * 2_000_000),
+        _says(json.dumps(_STARTED), json.dumps(_STARTED)),
+        _says(*[json.dumps({"type": "progress", "fraction": 1, "message": None}) + " " * 1_000_000] * 20),
+        _says(json.dumps({**_STARTED, "confined": {"level": "landlock", "layers": ["a\x00"], "network": False}})),
         _asks({"type": "read", "key": "artifacts/sha256/ab/abcd.tgz"}),
         _asks({"type": "read", "key": "logs/runs/another.log"}),
         _asks({"type": "put", **_CONTENT}),
@@ -127,6 +146,8 @@ _WRITES: dict[str, Any] = {"type": "uploading", "in_parts": True}
         _asks(_WRITES, {"type": "put", **_CONTENT, "size": PART_BYTES}),
         _asks(_WRITES, {"type": "put", **_CONTENT}, {"type": "put", **_CONTENT, "size": 8}),
         _asks(_WRITES, *({"type": "put", **_CONTENT, "path": f"{number}"} for number in range(4))),
+        _asks(_WRITES, {"type": "upload", "path": "a.txt"}, {"type": "put", **_CONTENT}),
+        _asks(_WRITES, {"type": "put", **_CONTENT}, {"type": "upload", "path": "a.txt"}),
         _asks(_WRITES, {"type": "part", **_CONTENT, "number": 1}),
         _asks(_WRITES, {"type": "upload", "path": "a.txt"}, {"type": "part", **_CONTENT, "number": 2}),
         _asks(_WRITES, {"type": "upload", "path": "a.txt"}, {"type": "part", **_CONTENT, "number": 1, "size": 2**40}),
@@ -183,6 +204,24 @@ async def test_outputs_that_were_never_sent_are_not_recorded(
     assert (await runner.request("GET", f"/runs/{run.id}/outputs")).json["items"] == []
 
 
+async def test_an_output_that_is_not_what_was_granted_is_not_recorded(
+    runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]
+) -> None:
+    """As where a server lets a request that was signed for writing copy another object."""
+
+    async def part(agent: PlayedAgent) -> None:
+        await agent.ask(**_WRITES)
+        await asyncio.to_thread(_send, (await agent.ask(type="put", **_CONTENT))["request"], b"content")
+        (key,) = runner.backend.keys("outputs/")
+        await asyncio.to_thread(_replace, runner.backend, key, b"another")
+        await agent.say(**SUCCEEDED)
+
+    run = await played(part)
+    assert run.error is not None
+    assert run.error.type == "outputs_incomplete"
+    assert runner.backend.keys("outputs/") == []
+
+
 async def test_what_a_failed_run_has_sent_is_removed(
     runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]
 ) -> None:
@@ -216,6 +255,20 @@ async def test_an_agent_reads_its_bundle_and_writes_its_outputs(
     assert output == {"path": "a.txt", "size": 7, "digest": _DIGEST, "contentType": "text/plain"}
 
 
+async def test_an_agent_that_announces_outputs_and_does_nothing_is_left(
+    runner: RunningRunner, played: Callable[[Play], Awaitable[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "REQUEST_SECONDS", 0)  # so much patience
+    monkeypatch.setattr(conversation, "PATIENCE_SECONDS", 1)
+
+    async def part(agent: PlayedAgent) -> None:
+        await agent.ask(**_WRITES)
+        await runner.client.cancel(agent.assigned["order"]["run_id"])
+        await agent.hear("closed")  # and answers pings meanwhile
+
+    assert (await played(part)).state is RunState.CANCELLED
+
+
 async def test_a_log_without_end_is_cut_whatever_its_lines_are_called(
     runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]
 ) -> None:
@@ -246,15 +299,23 @@ async def test_an_agent_that_asks_too_much_at_a_time_is_left(played: Callable[[P
 
 async def test_texts_of_an_agent_are_cleaned(runner: RunningRunner, played: Callable[[Play], Awaitable[Run]]) -> None:
     async def part(agent: PlayedAgent) -> None:
-        line = {"source": "logger", "level": "info", "message": "a\x00b", "fields": {"k\x00": "\ud800"}}
-        await agent.say(type="lines", lines=[line])
+        line = {"source": "logger", "level": "info", "message": "a\x00b", "fields": json.dumps({"k\x00": "\ud800"})}
+        await agent.say(type="lines", lines=[line, {**line, "message": "no number", "fields": '{"a": 1e999}'}])
         await agent.say(**{**SUCCEEDED, "state": "failed", "kind": "a\x00b", "error": "\x00", "log_tail": ["\x00"]})
 
     run = await played(part)
     assert run.state is RunState.FAILED
     assert run.error is not None
     assert run.error.type == "a\ufffdb"
-    assert "a\ufffdb" in await runner.log(run.id)
+    log = await runner.log(run.id)
+    assert 'a\ufffdb {"k\ufffd": "?"}' in log
+    assert "no number\n" in log
+
+
+def _replace(backend: Backend, key: str, content: bytes) -> None:
+    objects = backend.objects()
+    objects.put(key, content, content_type="text/plain")
+    objects.close()
 
 
 def _send(request: dict[str, Any], body: bytes | None) -> bytes:

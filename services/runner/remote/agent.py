@@ -43,6 +43,7 @@ _PREFIX = "STOWAGE_RUN_ONE_"
 _THREADS = 8
 _CONNECT_SECONDS = 30.0
 _PAUSE_SECONDS = 0.5
+_PASSING = {429, 502, 503, 504}  # of a proxy between
 _LEFT_SECONDS = 30.0
 
 
@@ -95,9 +96,11 @@ async def _connect(session: aiohttp.ClientSession, settings: AgentSettings) -> a
     while True:
         try:
             return await session.ws_connect(settings.url, headers=headers, max_msg_size=0)
-        except aiohttp.WSServerHandshakeError as error:
-            raise NotTaken(f"{settings.url} answered {error.status}: the attempt is over, or another has it") from None
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, aiohttp.WSServerHandshakeError) and error.status not in _PASSING:
+                raise NotTaken(
+                    f"{settings.url} answered {error.status}: the attempt is over, or another has it"
+                ) from None
             if asyncio.get_running_loop().time() > until:
                 raise NotTaken(
                     f"{settings.url} can't be reached: {error}. The runner has it from STOWAGE_RUNNER_ADVERTISED_URL"

@@ -23,6 +23,8 @@ from services.runner.interrupts import Interrupt
 from services.runner.lease_holder import LeaseHolder
 from services.runner.limits import Rules
 from services.runner.outputs import OutputLimits
+from services.runner.remote.agent_log import AgentLog
+from services.runner.remote.allowance import Allowance
 from services.runner.remote.claims import Taken
 from services.runner.remote.messages import (
     FROM_AGENT,
@@ -33,7 +35,6 @@ from services.runner.remote.messages import (
     Confined,
     Ended,
     Interrupted,
-    Line,
     Lines,
     NotUnderstood,
     Phases,
@@ -51,15 +52,17 @@ from services.runner.remote.messages import (
     WantUploading,
     understand,
 )
-from services.runner.remote.written import REQUEST_SECONDS, WrittenOutputs
+from services.runner.remote.written import WrittenOutputs
 from services.runner.sandbox.layers import Confinement, Level
 from services.runner.store import Timings
-from services.runner.values import UnstorableValue, clean_text, clean_value, parse_json, require_storable
+from services.runner.uploads import PATIENCE_SECONDS, REQUEST_SECONDS
+from services.runner.values import UnstorableValue, clean_text, parse_json, require_storable
 
 _QUESTIONS = 32
-_SYSTEM_LINES = 100
-_SYSTEM_CHARACTERS = 4000
 _SHOW_SECONDS = 0.25
+_PAUSE_SECONDS = 1.0
+_UPLOAD_SECONDS = 600.0
+_UPLOAD_BYTES_A_SECOND = 1024 * 1024
 _log = get_logger("runner")
 
 
@@ -118,6 +121,8 @@ class Conversation:
         self._socket = taken.socket
         self._account = account
         rules = terms.rules
+        self._allowance = Allowance(rules, terms.max_log_bytes)
+        self._log = AgentLog(holder.log)
         self._written = WrittenOutputs(
             holder.objects, threads, holder.order, OutputLimits(rules.max_outputs, rules.max_output_bytes)
         )
@@ -127,7 +132,8 @@ class Conversation:
         self._readable: set[str] = set()
         self._may_write: bool | None = None
         self._in_parts = False
-        self._system_lines = 0
+        self._may_write_at = 0.0
+        self._asked_at = 0.0
         self._running: Timings | None = None
         self._progress: Progress | None = None
         self._news = asyncio.Event()
@@ -168,8 +174,11 @@ class Conversation:
 
     @property
     def is_uploading(self) -> bool:
-        """Whether the handler has done its work, and its outputs are being written."""
-        return self._may_write is True
+        """Whether the handler has done its work, and its outputs are being written: slowly perhaps, but noticeably."""
+        now = time.monotonic()
+        longest = _UPLOAD_SECONDS + self._terms.rules.max_output_bytes / _UPLOAD_BYTES_A_SECOND
+        is_noticed = now < self._asked_at + REQUEST_SECONDS + PATIENCE_SECONDS
+        return self._may_write is True and is_noticed and now < self._may_write_at + longest
 
     async def interrupt(self, reason: Interrupt) -> None:
         """Ask the agent to end the attempt."""
@@ -194,16 +203,22 @@ class Conversation:
                 raise self._failure
             if received.type is not WSMsgType.TEXT:
                 raise AgentGone(str(received.data or received.extra or "it ended")[:200])
+            self._allowance.spend(received.data)
             match understand(received.data, FROM_AGENT):
+                case Ended(state="succeeded") if any(not question.done() for question in self._questions):
+                    raise NotUnderstood("it has ended, and still wants to know something")
                 case Ended() as ended:
                     self._account.note(ended.phases, ended.confined)
                     self._account.received_bytes = ended.received_bytes
                     self._account.is_final = True
-                    await self._say(Received())
+                    with contextlib.suppress(AgentGone):  # it is heard all the same
+                        await self._say(Received())
                     return ended
                 case Lines() as lines:
-                    self._write(lines)
+                    await self._log.write(lines)
                 case Started() as started:
+                    if self._account.is_started:
+                        raise NotUnderstood("the handler was called for a second time")
                     self._account.note(started.phases, started.confined)
                     self._account.is_started = True
                     self._running = self._account.timings
@@ -245,31 +260,21 @@ class Conversation:
         return result
 
     async def _stored_outputs(self) -> Any:
-        try:
-            return await self._written.written()
-        except ObjectStoreUnavailable as error:
-            raise RunFailed(
-                "object_store_unavailable", f"The outputs could not be looked at: {error.message}."
-            ) from error
-
-    def _write(self, lines: Lines) -> None:
-        log = self._holder.log
-        log.dropped(lines.dropped)
-        for line in lines.lines:
-            fields = clean_value(line.fields) if line.fields else None
-            log.write(self._source_of(line), clean_text(line.message), level=line.level, fields=fields)
-
-    def _source_of(self, line: Line) -> str:
-        """Lines of the system are always kept, so there may not be many of them."""
-        if line.source != "system":
-            return line.source
-        self._system_lines += 1
-        short = self._system_lines <= _SYSTEM_LINES and len(line.message) <= _SYSTEM_CHARACTERS
-        return "system" if short else "logger"
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await self._written.written()
+            except ObjectStoreUnavailable as error:
+                if time.monotonic() >= until:
+                    raise RunFailed(
+                        "object_store_unavailable", f"The outputs could not be looked at: {error.message}."
+                    ) from error
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def _begin_answer(self, question: Question) -> None:
         if len(self._questions) >= _QUESTIONS:
             raise NotUnderstood("it asks too much at a time")
+        self._asked_at = time.monotonic()
         task = asyncio.create_task(self._answer(question))
         self._questions.add(task)
         task.add_done_callback(self._questions.discard)
@@ -308,6 +313,7 @@ class Conversation:
                 self._may_write = False  # until that is announced
                 await self._uploading.enter_async_context(self._holder.uploading(in_parts=in_parts))
                 self._may_write, self._in_parts = True, in_parts
+                self._may_write_at = time.monotonic()
             case _ if not self._may_write:
                 raise NotUnderstood("it wants to write outputs that were not announced")
             case WantPut(path=path, size=size, digest=digest):
@@ -326,7 +332,10 @@ class Conversation:
 
     async def _say(self, message: BaseModel) -> None:
         try:
-            await self._socket.send_str(message.model_dump_json())
+            async with asyncio.timeout(self._terms.silence_seconds):
+                await self._socket.send_str(message.model_dump_json())
+        except TimeoutError:
+            raise AgentGone("it does not listen") from None
         except (ConnectionError, RuntimeError) as error:  # it is closing already
             raise AgentGone(str(error)) from None
 

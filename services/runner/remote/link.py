@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from itertools import count
@@ -32,7 +31,7 @@ from services.runner.remote.messages import (
 )
 
 _ASSIGNED_SECONDS = 30.0
-_BATCH_CHARACTERS = 256 * 1024
+_BATCH_CHARACTERS = 64 * 1024  # with a last line, and all of it escaped, less than MAX_SPOKEN_CHARACTERS
 _LINE_COST = 64
 _log = get_logger("agent")
 
@@ -82,7 +81,7 @@ class HolderLink:
 
     def write(self, line: Line) -> None:
         """Add a line to the log. What is more than a log may hold is dropped and counted, but for `system`."""
-        cost = len(line.message) + _LINE_COST + (len(json.dumps(line.fields, ensure_ascii=False)) if line.fields else 0)
+        cost = len(line.message) + _LINE_COST + len(line.fields or "")
         self._room_bytes -= cost
         if self._room_bytes < 0 and line.source != "system":
             self._dropped += 1
@@ -125,7 +124,7 @@ class HolderLink:
         while True:
             await self._more.wait()
             while self._out or self._dropped:
-                with_lines = not self._out or isinstance(self._out[0][0], Line)
+                with_lines = self._dropped or not self._out or isinstance(self._out[0][0], Line)
                 message = self._lines() if with_lines else self._out.popleft()[0]
                 try:
                     await self._socket.send_str(message.model_dump_json())

@@ -4,7 +4,10 @@ The agent is the product's own program, but it works beside a job that nobody he
 little as it can: what comes has one of these shapes and is within these bounds, or ends the attempt.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -21,6 +24,12 @@ MAX_LINES = 250
 
 MESSAGE_OVERHEAD_BYTES = 4 * 1024 * 1024
 """What a message may be larger than the largest result, or than parameters and secrets."""
+
+MAX_SPOKEN_CHARACTERS = 1024 * 1024
+"""What any message of an agent may have but the one that says how the attempt ended: the holder has others to hear."""
+
+MAX_FIELDS_CHARACTERS = 32 * 1024
+"""Of the fields of a line, as JSON."""
 
 MAX_MILLISECONDS = 2**31 - 1
 """As PostgreSQL has room for."""
@@ -49,16 +58,16 @@ _Path = Annotated[str, Field(min_length=1, max_length=2048)]
 _Size = Annotated[int, Field(ge=0, le=2**53)]
 _Milliseconds = Annotated[int, Field(ge=0, le=MAX_MILLISECONDS)]
 _Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-_Word = Annotated[str, Field(max_length=_MAX_WORD)]
+_Word = Annotated[str, Field(max_length=_MAX_WORD, pattern=r"^\P{Cc}*$")]
 
 
 class Line(_Message):
-    """A message for the log. `system` is what the agent itself says."""
+    """One line for the log. `system` is what the agent itself says. `fields` is JSON, which is read if it is kept."""
 
     source: Literal["stdout", "stderr", "logger", "system"]
     level: Literal["debug", "info", "warning", "error"]
-    message: str = Field(max_length=_MAX_LINE_CHARACTERS)
-    fields: dict[str, Any] | None = None
+    message: str = Field(max_length=_MAX_LINE_CHARACTERS, pattern=r"^[^\n]*$")
+    fields: str | None = Field(None, max_length=MAX_FIELDS_CHARACTERS)
 
 
 class Lines(_Message):
@@ -171,7 +180,7 @@ class Ended(_Message):
     type: Literal["ended"] = "ended"
     state: Literal["succeeded", "failed", "cancelled", "timed_out", "interrupted"]
     result: str | None = None
-    kind: _Word | None = None
+    kind: str | None = Field(None, max_length=_MAX_WORD)
     error: str | None = Field(None, max_length=_MAX_TEXT)
     log_tail: list[Annotated[str, Field(max_length=1000)]] = Field(default_factory=list, max_length=50)
     phases: Phases
@@ -244,10 +253,21 @@ FROM_AGENT: TypeAdapter[FromAgent] = TypeAdapter(FromAgent)
 FROM_HOLDER: TypeAdapter[FromHolder] = TypeAdapter(FromHolder)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage meanwhile: a million empty lists, in a few MB, would have it look for some all the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def understand(text: str, messages: TypeAdapter[Spoken]) -> Spoken:
     """The message that `text` is, or NotUnderstood. What was sent is not in the error: it may have secrets."""
     try:
-        return messages.validate_python(parse_json(text))
+        with _uncollected():
+            return messages.validate_python(parse_json(text))
     except UnstorableValue:
         raise NotUnderstood("it is not JSON") from None
     except ValidationError as error:

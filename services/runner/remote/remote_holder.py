@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ from services.runner.holder import Order, Provision
 from services.runner.interrupts import Interrupts
 from services.runner.remote.link import HolderLink
 from services.runner.remote.messages import (
+    MAX_FIELDS_CHARACTERS,
     Assigned,
     Confined,
     Line,
@@ -84,7 +86,7 @@ class RemoteLog:
                     source=cast("Literal['stdout', 'stderr', 'logger', 'system']", source),
                     level=cast("Literal['debug', 'info', 'warning', 'error']", level),
                     message=text[:_MAX_LINE_CHARACTERS],
-                    fields=fields,
+                    fields=_as_json(fields) if fields else None,
                 )
             )
             fields = None
@@ -165,6 +167,13 @@ def confined(confinement: Confinement | None) -> Confined | None:
     if confinement is None:
         return None
     return Confined(level=confinement.level, layers=list(confinement.layers), network=confinement.network)
+
+
+def _as_json(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > MAX_FIELDS_CHARACTERS:
+        return json.dumps({"…": f"the fields are left out: they have {len(text)} characters"}, ensure_ascii=False)
+    return text
 
 
 def _granted(link: HolderLink, make: Callable[[int], Question]) -> PresignedRequest:

@@ -1,30 +1,32 @@
 """Outputs that an agent writes: it says what it wants to write, and the holder of the lease decides what it may.
 
 All that an output is recorded as comes from here: its path and size, and the digest that the bucket was told to expect.
-Only of one that comes in parts the digest of the whole is the agent's word: the bucket compares each part.
+Only of one that comes in parts the digest of the whole is the agent's word: the bucket compares each part. At the
+end the bucket is asked what it has: that may be no object that was sent, but one that was copied there by a server that
+lets a request do more than was signed.
 """
 
 import asyncio
 import base64
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from libs.common.models import Output
 from libs.common.object_uploads import PART_BYTES, Upload
-from libs.common.objects import ObjectStore, output_key
+from libs.common.objects import ObjectStore, checksum_of_parts, output_key
 from libs.common.s3_requests import PresignedRequest
 from services.runner.endings import RunFailed
 from services.runner.holder import Order
 from services.runner.outputs import OutputLimits, content_type_of, require_key
 from services.runner.remote.messages import NotUnderstood
-
-REQUEST_SECONDS = 120
-"""How long a request may be sent after it was signed."""
-
+from services.runner.uploads import REQUEST_SECONDS
 
 Value = TypeVar("Value")
+
+_PARALLEL_LOOKS = 8
 
 
 @dataclass(slots=True)
@@ -44,6 +46,9 @@ class WrittenOutputs:
         self._limits = limits
         self._whole: dict[str, Output] = {}
         self._in_parts: dict[str, _InParts] = {}
+        self._joined: set[str] = set()
+        self._busy: set[str] = set()
+        self._checksums: dict[str, str] = {}
         self._files = 0
         self._bytes = 0
 
@@ -52,11 +57,14 @@ class WrittenOutputs:
         self._require(path)
         if size >= PART_BYTES:
             raise NotUnderstood(f"an output of {size} bytes is to be written in parts")
+        if path in self._in_parts or path in self._joined:
+            raise NotUnderstood("an output that is written in parts was to be written at once")
         wanted = Output(path=path, size=size, digest=digest, content_type=content_type_of(path))
         known = self._whole.get(path)
         if known is None:
             self._count(files=1, size=size)
             self._whole[path] = wanted
+            self._checksums[path] = _checksum(digest)
         elif known != wanted:
             raise NotUnderstood("an output was to be something else before")
         return self._objects.presigned_put(
@@ -75,7 +83,12 @@ class WrittenOutputs:
         if path in self._in_parts:
             await self.abort(path)
         self._count(files=1, size=0)
-        self._in_parts[path] = _InParts(await self._in_thread(self._upload, path))
+        try:
+            with self._alone(path):
+                self._in_parts[path] = _InParts(await self._in_thread(self._upload, path))
+        except BaseException:
+            self._files -= 1  # it is tried again where the bucket is away
+            raise
 
     def part(self, path: str, number: int, size: int, digest: str) -> PresignedRequest:
         """A request that sends a part: the next one, or the last one again."""
@@ -99,28 +112,45 @@ class WrittenOutputs:
             raise NotUnderstood("an output has not as many parts as were sent")
         for etag, checksum in zip(etags, begun.checksums, strict=True):
             begun.upload.add_part(etag, checksum)
-        await self._in_thread(begun.upload.complete)
+        with self._alone(path):
+            await self._in_thread(begun.upload.complete)
         del self._in_parts[path]
+        self._joined.add(path)
+        self._checksums[path] = checksum_of_parts(begun.checksums)
         self._whole[path] = Output(path=path, size=sum(begun.sizes), digest=digest, content_type=content_type_of(path))
 
     async def abort(self, path: str) -> None:
         """Forget the parts that were sent."""
+        self._require_idle(path)
         if (begun := self._in_parts.pop(path, None)) is not None:
             self._files -= 1
             self._bytes -= sum(begun.sizes)
-            await self._in_thread(begun.upload.abort)
+            with self._alone(path):
+                await self._in_thread(begun.upload.abort)
 
     async def written(self) -> list[Output]:
         """What the bucket has of it, in order. RunFailed unless that is everything, as it was announced."""
         sizes = await self._in_thread(self._sizes) if self._whole else {}
-        if self._in_parts or sizes != {path: output.size for path, output in self._whole.items()}:
+        as_announced = sizes == {path: output.size for path, output in self._whole.items()}
+        if self._in_parts or not as_announced or not await self._have_their_checksums():
             raise RunFailed(
                 "outputs_incomplete",
                 "The bucket does not have the outputs that the run was said to have left; nothing was recorded.",
             )
         return sorted(self._whole.values(), key=lambda output: output.path)
 
+    async def _have_their_checksums(self) -> bool:
+        turns = asyncio.Semaphore(_PARALLEL_LOOKS)
+
+        async def has_its_own(path: str, checksum: str) -> bool:
+            async with turns:
+                return await self._in_thread(self._objects.checksum, self._key(path)) == checksum
+
+        looks = (has_its_own(path, checksum) for path, checksum in self._checksums.items())
+        return all(await asyncio.gather(*looks))
+
     def _begun(self, path: str) -> _InParts:
+        self._require_idle(path)
         if path not in self._in_parts:
             raise NotUnderstood("an output was not begun")
         return self._in_parts[path]
@@ -129,6 +159,20 @@ class WrittenOutputs:
         if any(name in ("", ".", "..") for name in path.split("/")):
             raise NotUnderstood("the path of an output leads elsewhere")
         require_key(path)
+        self._require_idle(path)
+
+    def _require_idle(self, path: str) -> None:
+        if path in self._busy:
+            raise NotUnderstood("an output was asked for twice at a time")
+
+    @contextlib.contextmanager
+    def _alone(self, path: str) -> Iterator[None]:
+        """Nothing else is done with an output while the bucket is asked about it."""
+        self._busy.add(path)
+        try:
+            yield
+        finally:
+            self._busy.discard(path)
 
     def _count(self, *, files: int, size: int) -> None:
         self._files += files
