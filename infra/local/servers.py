@@ -129,6 +129,7 @@ def _weed_options(directory: Path, ports: Ports, console_password: str) -> list[
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",
+        "-s3.iam.readOnly=false",
         f"-admin.port={ports.s3_console}",
         f"-admin.port.grpc={ports.s3_console_grpc}",
         f"-admin.password={console_password}",
