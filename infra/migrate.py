@@ -24,6 +24,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 7101_7102_7103
 _POLL_SECONDS = 0.5
 
+_BEGUN = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 _APPLIED = "SELECT version FROM schema_migrations"
 
 
@@ -89,10 +90,8 @@ async def _what_is_missing(database_url: str) -> str | None:
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock_shared($1)", _LOCK):
             return "somebody is migrating it"
-        try:
-            applied = {row["version"] for row in await connection.fetch(_APPLIED)}
-        except asyncpg.UndefinedTableError:
-            applied = set()
+        begun = await connection.fetchval(_BEGUN)  # asked first, since a server logs what fails
+        applied = {row["version"] for row in await connection.fetch(_APPLIED)} if begun else set()
         pending = sorted({path.name.partition("_")[0] for path in _MIGRATIONS.glob("*.sql")} - applied)
         if pending:
             return f"{len(pending)} migrations are pending, the first is {pending[0]}. Run python -m infra.migrate."
