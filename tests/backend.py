@@ -78,7 +78,7 @@ class Backend:
 
 
 @contextlib.contextmanager
-def running_servers() -> Iterator[Servers]:
+def running_servers(*, s3_address: str = "127.0.0.1") -> Iterator[Servers]:
     """The embedded servers, with their state in a temporary directory."""
     access_key, secret_key = "test-access", servers.new_secret()
     with tempfile.TemporaryDirectory(prefix="stowage-test-", ignore_cleanup_errors=True) as home:
@@ -91,6 +91,7 @@ def running_servers() -> Iterator[Servers]:
                 access_key=access_key,
                 secret_key=secret_key,
                 console_password=servers.new_secret(),
+                address=s3_address,
             ) as endpoint,
         ):
             asyncio.run(_make_template(url))

@@ -58,20 +58,26 @@ async def create_database(maintenance_url: str, name: str, *, template: str | No
 
 @contextlib.contextmanager
 def s3_server(
-    directory: Path, ports: Ports, *, access_key: str, secret_key: str, console_password: str
+    directory: Path,
+    ports: Ports,
+    *,
+    access_key: str,
+    secret_key: str,
+    console_password: str,
+    address: str = "127.0.0.1",
 ) -> Iterator[str]:
     """An S3 server with its data in `directory`, while the context is open; yields its URL.
 
-    Its admin page listens on `ports.s3_console`, user `admin`.
+    It listens on `address`. Its admin page listens on `ports.s3_console`, user `admin`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     log_path = directory.parent / f"{directory.name}.log"
-    endpoint = f"http://127.0.0.1:{ports.s3}"
+    endpoint = f"http://{address}:{ports.s3}"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             [
                 *(Path(sysconfig.get_path("scripts")) / "weed", f"-logdir={directory}", "mini"),
-                *_weed_options(directory, ports, console_password),
+                *_weed_options(directory, ports, console_password, address),
             ],
             env={"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "HOME": str(directory)},
             stdin=subprocess.DEVNULL,
@@ -117,11 +123,11 @@ def _s3_ports(ports: Ports) -> list[int]:
     return [getattr(ports, name) for name in Ports.__slots__ if name.startswith("s3")]
 
 
-def _weed_options(directory: Path, ports: Ports, console_password: str) -> list[str]:
+def _weed_options(directory: Path, ports: Ports, console_password: str, address: str) -> list[str]:
     return [
         f"-dir={directory}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={address}",
+        f"-ip.bind={address}",
         "-master.telemetry=false",
         "-webdav=false",
         f"-s3.port={ports.s3}",

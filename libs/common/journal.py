@@ -192,6 +192,10 @@ class JournalWriter:
             self._write_line(source, line, level, fields)
             fields = None
 
+    def dropped(self, lines: int) -> None:
+        """Count lines as dropped that were not given to this writer, since they are too many."""
+        self._dropped += lines
+
     def _write_line(self, source: str, line: str, level: str, fields: dict[str, Any] | None) -> None:
         if len(line) > _MAX_LINE_CHARACTERS:
             line = line[:_MAX_LINE_CHARACTERS] + f"… ({len(line) - _MAX_LINE_CHARACTERS} more characters)"

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import boto3
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
@@ -21,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from libs.common.errors import StowageError, Unavailable
 from libs.common.s3_clock import ServerClock
-from libs.common.s3_requests import ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, ObjectRequests
+from libs.common.s3_requests import ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, ObjectRequests, PresignedRequest
 from libs.common.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def output_key(run_id: str, attempt: int, path: str) -> str:
 
 
 @contextlib.contextmanager
-def _translated(action: str, key: str) -> Iterator[None]:
-    """Raise botocore's and urllib3's errors as ours."""
+def translated(action: str, key: str) -> Iterator[None]:
+    """Raise botocore's and urllib3's errors as ours; `action` and `key` complete the sentence “could not …”."""
     try:
         yield
     except ClientError as error:
@@ -138,7 +139,8 @@ def _translated(action: str, key: str) -> Iterator[None]:
         ) from error
 
 
-def _checksum(data: bytes | memoryview) -> str:
+def checksum_of(data: bytes | memoryview) -> str:
+    """The SHA-256 of `data` as S3 writes it."""
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
@@ -184,13 +186,13 @@ class ObjectStore:
 
     def check(self) -> None:
         """Raise ObjectStoreUnavailable unless the bucket can be reached with our credentials."""
-        with _translated("look at", self.bucket):
+        with translated("look at", self.bucket):
             self._client.head_bucket(Bucket=self.bucket)
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object, or None where there is none."""
         try:
-            with _translated("look at", key):
+            with translated("look at", key):
                 found = self._requests.send("HEAD", key).headers
         except ObjectMissing:
             return None
@@ -203,24 +205,24 @@ class ObjectStore:
 
     def put(self, key: str, data: bytes, *, content_type: str, metadata: Mapping[str, str] | None = None) -> None:
         """Write a small object in one request; the server verifies its SHA-256."""
-        headers = {"Content-Type": content_type, "x-amz-checksum-sha256": _checksum(data)}
+        headers = {"Content-Type": content_type, "x-amz-checksum-sha256": checksum_of(data)}
         headers |= {f"{_METADATA}{name}": value for name, value in (metadata or {}).items()}
-        with _translated("write", key):
+        with translated("write", key):
             self._requests.send("PUT", key, headers=headers, body=data)
 
     def put_once(self, key: str, data: bytes, *, content_type: str) -> None:
         """Write a small object that is not there yet; raises ObjectExists, as far as the server knows conditions."""
-        headers = {"Content-Type": content_type, "x-amz-checksum-sha256": _checksum(data), "If-None-Match": "*"}
-        with _translated("write", key):
+        headers = {"Content-Type": content_type, "x-amz-checksum-sha256": checksum_of(data), "If-None-Match": "*"}
+        with translated("write", key):
             self._requests.send("PUT", key, headers=headers, body=data)
 
     def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> "Upload":
         """Begin to write an object in parts. Nothing is visible before `Upload.complete`."""
-        return Upload(self._client, self.bucket, key, content_type, metadata or {})
+        return Upload(self._client, self._requests, self.bucket, key, content_type, metadata or {})
 
     def copy(self, source: str, target: str, *, content_type: str, metadata: Mapping[str, str]) -> None:
         """Copy within the bucket, on the server, giving the target its own content type and metadata."""
-        with _translated("copy", source):
+        with translated("copy", source):
             self._client.copy_object(
                 Bucket=self.bucket,
                 Key=target,
@@ -233,14 +235,24 @@ class ObjectStore:
     def read(self, key: str, *, start: int = 0) -> "ObjectBody":
         """Open an object for reading from byte `start` on; raises ObjectMissing. Close it, or use it as a context."""
         headers = {"Range": f"bytes={start}-"} if start else {}
-        with _translated("read", key):
+        with translated("read", key):
             answer = self._requests.send("GET", key, headers=headers, stream=True)
-        size = int(answer.headers["Content-Length"])
-        return ObjectBody(key, size, answer.headers.get("Content-Type", ""), StreamingBody(answer.raw, size))
+        return ObjectBody.of(key, answer)
+
+    def presigned_read(self, key: str, *, expires_seconds: int) -> PresignedRequest:
+        """A request that reads an object."""
+        return self._requests.presign("GET", key, expires_seconds=expires_seconds)
+
+    def presigned_put(
+        self, key: str, *, size: int, checksum: str, content_type: str, expires_seconds: int
+    ) -> PresignedRequest:
+        """A request that writes an object of `size` bytes with this checksum (`checksum_of`), and no other."""
+        headers = {"Content-Type": content_type, "Content-Length": str(size), "x-amz-checksum-sha256": checksum}
+        return self._requests.presign("PUT", key, headers=headers, expires_seconds=expires_seconds)
 
     def delete(self, key: str) -> None:
         """Delete an object; deleting what is not there is no error."""
-        with _translated("delete", key):
+        with translated("delete", key):
             self._requests.send("DELETE", key)
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -249,7 +261,7 @@ class ObjectStore:
 
     def pages(self, prefix: str, *, after: str = "") -> Iterator[Listing]:
         """What is known of every object whose key begins with `prefix` and comes behind `after`: in order, by pages."""
-        with _translated("list", prefix):
+        with translated("list", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=prefix, StartAfter=after
             ):
@@ -259,7 +271,7 @@ class ObjectStore:
 
     def uploads_in_flight(self, prefix: str) -> "Iterator[PendingUpload]":
         """The multipart uploads under `prefix` that were neither completed nor aborted."""
-        with _translated("list uploads", prefix):
+        with translated("list uploads", prefix):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
                 for item in page.get("Uploads", []):
@@ -270,7 +282,7 @@ class ObjectStore:
         pending = [upload for upload in self.uploads_in_flight(prefix) if stale(upload)]
         for upload in pending:
             # Somebody else may have ended it meanwhile.
-            with contextlib.suppress(ObjectMissing), _translated("abort the upload of", upload.key):
+            with contextlib.suppress(ObjectMissing), translated("abort the upload of", upload.key):
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload.key, UploadId=upload.id)
         return len(pending)
 
@@ -299,8 +311,14 @@ class ObjectBody:
         self.content_type = content_type
         self._body = body
 
+    @classmethod
+    def of(cls, key: str, answer: AWSResponse) -> Self:
+        """The body of an answer that is still to be read."""
+        size = int(answer.headers["Content-Length"])
+        return cls(key, size, answer.headers.get("Content-Type", ""), StreamingBody(answer.raw, size))
+
     def __iter__(self) -> Iterator[bytes]:
-        with _translated("read", self.key):
+        with translated("read", self.key):
             while chunk := self._body.read(_READ_BYTES):
                 yield chunk
 
@@ -318,7 +336,7 @@ class ObjectBody:
 
 
 @contextlib.contextmanager
-def _of_an_upload(key: str) -> Iterator[None]:
+def of_an_upload(key: str) -> Iterator[None]:
     """An upload that is gone was ended by a sweep, or by the server: it may be made again."""
     try:
         yield
@@ -330,13 +348,20 @@ class Upload:
     """A multipart upload. Either `complete` or `abort` ends it; both may be called from worker threads, in turn."""
 
     def __init__(
-        self, client: "S3Client", bucket: str, key: str, content_type: str, metadata: Mapping[str, str]
+        self,
+        client: "S3Client",
+        requests: ObjectRequests,
+        bucket: str,
+        key: str,
+        content_type: str,
+        metadata: Mapping[str, str],
     ) -> None:
         self._client = client
+        self._requests = requests
         self._bucket = bucket
         self.key = key
         self._parts: list[CompletedPartTypeDef] = []
-        with _translated("write", key):
+        with translated("write", key):
             answer = client.create_multipart_upload(
                 Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata), ChecksumAlgorithm="SHA256"
             )
@@ -344,9 +369,9 @@ class Upload:
 
     def part(self, data: bytes | memoryview) -> None:
         """Send the next part: PART_BYTES, or less for the last. The server verifies its SHA-256."""
-        checksum = _checksum(data)
+        checksum = checksum_of(data)
         number = len(self._parts) + 1
-        with _of_an_upload(self.key), _translated("write", self.key):
+        with of_an_upload(self.key), translated("write", self.key):
             answer = self._client.upload_part(
                 Bucket=self._bucket,
                 Key=self.key,
@@ -355,11 +380,25 @@ class Upload:
                 Body=bytes(data) if isinstance(data, memoryview) else data,
                 ChecksumSHA256=checksum,
             )
-        self._parts.append({"ETag": answer["ETag"], "PartNumber": number, "ChecksumSHA256": checksum})
+        self.add_part(answer["ETag"], checksum)
+
+    def presigned_part(self, number: int, *, size: int, checksum: str, expires_seconds: int) -> PresignedRequest:
+        """A request that sends a part of `size` bytes with this checksum, and no other; `add_part` it then."""
+        return self._requests.presign(
+            "PUT",
+            self.key,
+            headers={"Content-Length": str(size), "x-amz-checksum-sha256": checksum},
+            query={"partNumber": str(number), "uploadId": self._upload_id},
+            expires_seconds=expires_seconds,
+        )
+
+    def add_part(self, etag: str, checksum: str) -> None:
+        """Count a part that was sent as the next one; `etag` is what the server answered."""
+        self._parts.append({"ETag": etag, "PartNumber": len(self._parts) + 1, "ChecksumSHA256": checksum})
 
     def complete(self) -> None:
         """Make the object visible."""
-        with _of_an_upload(self.key), _translated("write", self.key):
+        with of_an_upload(self.key), translated("write", self.key):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=self.key,
@@ -370,7 +409,7 @@ class Upload:
     def abort(self) -> None:
         """Forget the upload and its parts; nothing was or becomes visible."""
         try:
-            with _translated("abort the upload of", self.key):
+            with translated("abort the upload of", self.key):
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=self.key, UploadId=self._upload_id)
         except ObjectMissing:
             return

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
@@ -29,8 +29,8 @@ class ServerClock:
     def __init__(self) -> None:
         self._ahead = timedelta()
 
-    def sign(self, signer: S3SigV4Auth, request: AWSRequest) -> None:
-        """Sign a request with what `signer` returned."""
+    def sign(self, signer: S3SigV4Auth | S3SigV4QueryAuth, request: AWSRequest) -> None:
+        """Sign a request with what `signer` or `presigner` returned."""
         request.context[_OFFSET] = self._ahead
         signer.add_auth(request)
 
@@ -55,6 +55,11 @@ class ServerClock:
         """Signs requests one by one, with `sign`."""
         return _ServerClockAuth(credentials, "s3", region)
 
+    @staticmethod
+    def presigner(credentials: Credentials, region: str, *, expires_seconds: int) -> S3SigV4QueryAuth:
+        """Signs requests that somebody without credentials is to send until they expire, with `sign`."""
+        return _ServerClockQueryAuth(credentials, "s3", region, expires_seconds)
+
     def _tell(self, request: Any, **_more: Any) -> None:
         request.context[_OFFSET] = self._ahead
 
@@ -66,12 +71,25 @@ class ServerClock:
         return 0 if self.learn(answer.status_code, answer.headers) else None
 
 
+def _set_time(request: Any) -> None:
+    """Let a request be signed at the time that its context says."""
+    now = datetime.now(UTC) + request.context.get(_OFFSET, timedelta())
+    request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
+
+
 class _ServerClockAuth(S3SigV4Auth):
-    """Signature version 4, at the time that the request's context says."""
+    """Signature version 4 in a header, by the server's clock."""
 
     def _modify_request_before_signing(self, request: Any) -> None:
-        now = datetime.now(UTC) + request.context.get(_OFFSET, timedelta())
-        request.context["timestamp"] = now.strftime("%Y%m%dT%H%M%SZ")
+        _set_time(request)
+        super()._modify_request_before_signing(request)  # type: ignore[misc]  # the stubs lack it
+
+
+class _ServerClockQueryAuth(S3SigV4QueryAuth):
+    """Signature version 4 in the query string, by the server's clock."""
+
+    def _modify_request_before_signing(self, request: Any) -> None:
+        _set_time(request)
         super()._modify_request_before_signing(request)  # type: ignore[misc]  # the stubs lack it
 
 

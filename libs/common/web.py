@@ -56,6 +56,7 @@ def create_application(
     service: str,
     *,
     routes: Iterable[web.RouteDef],
+    internal: Iterable[web.RouteDef] = (),
     authenticate: Authenticate,
     checks: Mapping[str, Check],
     tags: Sequence[Tag],
@@ -67,7 +68,8 @@ def create_application(
 
     `checks` are what `/readyz` asks, by name; each raises when its part can't be used. What `/metrics` shows beyond
     requests, event loop and process, the service adds to `application[METRICS]`. `tags` group the routes in the
-    reference. `limit` is for each token, `cors_origins` are those whose pages may ask.
+    reference; those that are `internal` are not in it. `limit` is for each token, `cors_origins` are those whose pages
+    may ask.
     """
     metrics = Metrics()
     refusals = refusals_counter(metrics.registry)
@@ -86,7 +88,7 @@ def create_application(
     application[METRICS] = metrics
     application[REFUSALS] = refusals
     served = [*routes, *_common_routes(checks, metrics)]
-    for route in (*served, *reference_routes(service, served, tags)):
+    for route in (*served, *internal, *reference_routes(service, served, tags)):
         if operation_of(route.handler) is None:
             raise TypeError(f"{route.method} {route.path} does not say what it promises: use libs.common.api.operation")
         route.register(application.router)
@@ -124,8 +126,10 @@ def origin_of(request: web.Request) -> Origin:
     return Origin(actor=request[PRINCIPAL].subject, request_id=request[REQUEST_ID], client=request.remote)
 
 
-async def serve_until_signalled(application: web.Application, *, service: str, settings: ServiceSettings) -> None:
-    """`serve` as the business of this process, until SIGTERM or SIGINT."""
+async def serve_until_signalled(
+    application: web.Application, *, service: str, settings: ServiceSettings, shutdown_seconds: float | None = None
+) -> None:
+    """`serve` as the business of this process, until SIGTERM or SIGINT; `shutdown_seconds` goes over the setting."""
     application.on_startup.append(_spare_garbage_collector)
     async with stop_on_signals() as stop:
         await serve(
@@ -133,7 +137,7 @@ async def serve_until_signalled(application: web.Application, *, service: str, s
             service=service,
             host=settings.host,
             port=settings.port,
-            shutdown_seconds=settings.shutdown_seconds,
+            shutdown_seconds=settings.shutdown_seconds if shutdown_seconds is None else shutdown_seconds,
             stop=stop,
         )
 

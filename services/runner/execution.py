@@ -8,8 +8,8 @@ from uuid import uuid4
 from libs.common.journal import Journal, JournalLimits, JournalWriter
 from libs.common.log import get_logger
 from libs.common.models import RetryPolicy, RunState
-from services.runner.attempt import Attempt, Workshop
 from services.runner.endings import AttemptInterrupted, Outcome
+from services.runner.executors import Attempting, Executor
 from services.runner.interrupts import Interrupt, Interrupts, Watch
 from services.runner.lifecycle import Leased, Lifecycle, NotYet, Verdict
 from services.runner.logs import RunLogs
@@ -33,22 +33,26 @@ class Execution:
 
     def __init__(
         self,
-        workshop: Workshop,
+        executor: Executor,
+        uploads: Uploads,
         lifecycle: Lifecycle,
         journal: Journal,
         logs: RunLogs,
         watch: Watch,
         stopping: Stopping,
         metrics: RunMetrics,
+        *,
+        max_log_bytes: int,
     ) -> None:
-        self._workshop = workshop
-        self._uploads = Uploads(workshop.pool, workshop.objects, workshop.threads)
+        self._executor = executor
+        self._uploads = uploads
         self._lifecycle = lifecycle
         self._journal = journal
         self._logs = logs
         self._watch = watch
         self._stopping = stopping
         self._metrics = metrics
+        self._limits = JournalLimits(max_bytes=max_log_bytes)
 
     async def execute(self, run_id: str) -> float | None:
         """Take a run from the queue to its end; or the seconds after which it is to be leased again."""
@@ -63,13 +67,10 @@ class Execution:
         if isinstance(leased, NotYet):
             return leased.seconds
         run = leased.assignment
-        limits = JournalLimits(max_bytes=self._workshop.settings.max_log_bytes)
         async with self._watch.over(run_id, run.lease, news, self._stopping.leaving) as interrupts:
             is_new = leased.verdict is Verdict.EXECUTE and run.attempts == 1
             new_at = run.leased_at if is_new else None
-            writing, log = await persistently(
-                lambda: self._open_log(run, limits, new_at=new_at), what="log", run_id=run_id
-            )
+            writing, log = await persistently(lambda: self._open_log(run, new_at=new_at), what="log", run_id=run_id)
             try:
                 with self._metrics.executing():
                     return await self._see_through(leased, log, interrupts)
@@ -83,9 +84,9 @@ class Execution:
                 await writing.__aexit__(None, None, None)
 
     async def _open_log(
-        self, run: Assignment, limits: JournalLimits, *, new_at: datetime | None
+        self, run: Assignment, *, new_at: datetime | None
     ) -> tuple[AbstractAsyncContextManager[JournalWriter], JournalWriter]:
-        writing = self._journal.writing(run.id, limits, holder=run.lease, new_at=new_at)
+        writing = self._journal.writing(run.id, self._limits, holder=run.lease, new_at=new_at)
         return writing, await writing.__aenter__()
 
     async def _see_through(self, leased: Leased, log: JournalWriter, interrupts: Interrupts) -> float | None:
@@ -95,22 +96,22 @@ class Execution:
             case Verdict.EXECUTE:
                 bundle = f"{run.slug}@{run.version} r{run.revision} {run.digest}"
                 log.write("system", f"attempt {run.attempts} of {run.max_attempts}: {bundle}")
-                attempt = Attempt(self._workshop, run, log, interrupts)
+                attempt = self._executor.attempt(run, log, interrupts)
                 try:
                     outcome = await attempt.execute()
                 except AttemptInterrupted:
                     if interrupts.reason is Interrupt.CANCEL:
                         outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
                     elif interrupts.lost or may_be_left(
-                        RetryPolicy.model_validate(run.retry), handler_called=attempt.timings.start_ms is not None
+                        RetryPolicy.model_validate(run.retry), handler_called=attempt.handler_called
                     ):
                         return await self._leave(run, log, interrupts)
                     else:
                         outcome = Outcome.failed("lost", _STOPPED, state=RunState.LOST)
                 finally:
-                    self._metrics.attempted(run, attempt.timings, attempt.arrival.received_bytes)
+                    self._metrics.attempted(run, attempt.timings, attempt.received_bytes)
                 timings, confinement = attempt.timings, attempt.confinement
-                if (seconds := await self._try_again(run, outcome, timings, log)) is not None:
+                if (seconds := await self._try_again(run, outcome, attempt, log)) is not None:
                     return seconds
             case Verdict.CANCEL:
                 outcome = Outcome.failed("cancelled", "The run was cancelled.", state=RunState.CANCELLED)
@@ -125,14 +126,16 @@ class Execution:
         await self._finish(leased, outcome, timings, confinement, log)
         return None
 
-    async def _try_again(self, run: Assignment, outcome: Outcome, timings: Timings, log: JournalWriter) -> float | None:
+    async def _try_again(
+        self, run: Assignment, outcome: Outcome, attempt: Attempting, log: JournalWriter
+    ) -> float | None:
         """Queue a run again whose job says so after such an attempt; the seconds until the next one."""
         seconds = seconds_to_next_attempt(
             RetryPolicy.model_validate(run.retry),
             outcome,
             attempt=run.attempts,
             max_attempts=run.max_attempts,
-            handler_called=timings.start_ms is not None,
+            handler_called=attempt.handler_called,
         )
         if seconds is None or outcome.error is None:
             return None

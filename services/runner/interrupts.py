@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from enum import Enum, auto
+from enum import StrEnum, auto
 from uuid import UUID
 
 from libs.common.database import Notifications, Pool, is_connection_lost
@@ -15,7 +15,7 @@ from services.runner.store import lease_status
 _log = get_logger("runner")
 
 
-class Interrupt(Enum):
+class Interrupt(StrEnum):
     """Why."""
 
     CANCEL = auto()  # somebody asked for it

@@ -3,6 +3,7 @@
 Each statement that changes a run on behalf of its holder names the lease, and says whether it still held.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -178,3 +179,14 @@ async def finish_run(connection: Connection, run_id: str, lease: UUID, ending: E
 async def finished_by(connection: Connection, run_id: str, lease: UUID) -> bool:
     """Whether a run has ended through the holder of `lease`."""
     return await connection.fetchval(_FINISHED_BY, run_id, lease) is not None
+
+
+_HELD_LEASES = """
+    SELECT id, CASE WHEN state IN ('starting', 'running') THEN lease END AS lease FROM runner.runs WHERE id = ANY ($1)
+"""
+
+
+async def held_leases(connection: Connection, runs: Collection[str]) -> dict[str, str | None]:
+    """Of those runs that there are, under which lease an attempt at each is being made; None where none is."""
+    rows = await connection.fetch(_HELD_LEASES, list(runs))
+    return {row["id"]: None if row["lease"] is None else str(row["lease"]) for row in rows}

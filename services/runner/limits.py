@@ -1,8 +1,9 @@
 """What a job may use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from libs.common.models import Limits
 from services.runner.process import ProcessLimits
 
 Language = Literal["node", "python"]
@@ -36,3 +37,26 @@ class JobLimits:
             open_files=self.open_files,
             cpu_seconds=self.cpu_seconds,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a runner holds every attempt to. Its `limits` and time hold where the job does not set its own.
+
+    `node_classes` are the names that a job may use.
+    """
+
+    limits: JobLimits
+    timeout_seconds: float
+    abort_seconds: float
+    kill_seconds: float
+    platform_check: bool
+    allow_network: bool
+    max_result_bytes: int
+    max_outputs: int
+    max_output_bytes: int
+    node_classes: tuple[str, ...] = ()
+
+    def limits_of(self, given: Limits) -> JobLimits:
+        """What a job may use that sets these limits."""
+        return replace(self.limits, **given.model_dump(exclude={"timeout_seconds", "node_class"}, exclude_none=True))

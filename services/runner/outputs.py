@@ -73,7 +73,7 @@ def _find(directory: Path, limits: OutputLimits) -> FoundOutputs:
         if not stat.S_ISREG(kind.st_mode):
             skipped.append(path)
             continue
-        _require_key(path)
+        require_key(path)
         total += kind.st_size
         found.append(FoundOutput(path, kind.st_size))
         if len(found) > limits.max_files:
@@ -106,7 +106,8 @@ def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]
                     yield path, entry
 
 
-def _require_key(path: str) -> None:
+def require_key(path: str) -> None:
+    """Raise RunFailed unless `path`, relative to `outputs/`, can be a part of a key."""
     shown = path.encode("utf-8", "backslashreplace").decode()[:200]
     if not path.isprintable():
         raise RunFailed(

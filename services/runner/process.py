@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from services.runner.lines import LineReader
 from services.runner.processes import count_tasks, kill_strays
-from services.runner.sandbox.cgroups import ControlGroup
+from services.runner.sandbox.cgroups import ControlGroup, memory_kills
 from services.runner.sandbox.layers import Handshake, Wrapped
 
 MAX_LINE_BYTES = 16 * 1024
@@ -75,6 +75,7 @@ class JobProcess:
         self._first: _First | None = None
         self._code: int | None = None
         self.ran_out_of_memory = False
+        self._kills_before = memory_kills()
         self._ended = asyncio.Event()
         self._control: asyncio.WriteTransport | None = None
         self._readers: list[LineReader] = []
@@ -203,6 +204,8 @@ class JobProcess:
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         code = self._popen.wait()  # it has ended: nothing to wait for
+        if code in (-signal.SIGKILL, 128 + signal.SIGKILL) and memory_kills() > self._kills_before:
+            self.ran_out_of_memory = True
         # Somebody may have handed a pipe on to a process that is none of ours.
         if self._readers:
             await asyncio.wait([reader.at_end for reader in self._readers], timeout=_DRAIN_SECONDS)

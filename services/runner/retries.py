@@ -9,21 +9,25 @@ _RANDOM = SystemRandom()
 
 _UNAVAILABLE = {
     "extraction_failed",
+    "image_unavailable",
     "input_unwritable",
     "not_started",
     "object_store_unavailable",
     "scratch",
     "secret_unreadable",
+    "unschedulable",
 }
 """Failures of what is around a run: another attempt, perhaps on another machine, may do better."""
 
 _PERMANENT = {
     "archive_refused",
+    "class_unavailable",
     "entry-missing",
     "entry_missing",
     "input_missing",
     "integrity",
     "invalid-manifest",
+    "job_refused",
     "manifest-mismatch",
     "object_missing",
     "platform_mismatch",
@@ -39,7 +43,7 @@ def seconds_to_next_attempt(
 ) -> float | None:
     """How long to wait before the run is tried again, or None where this was its last attempt.
 
-    A lost attempt is none of ours to judge: whoever leases the run next does.
+    Where this runner is lost itself, whoever leases the run next judges.
     """
     reason = _reason(outcome, handler_called=handler_called)
     if reason is None or reason not in policy.on or attempt >= max_attempts:
@@ -55,6 +59,8 @@ def may_be_left(policy: RetryPolicy, *, handler_called: bool) -> bool:
 def _reason(outcome: Outcome, *, handler_called: bool) -> RetryOn | None:
     if outcome.state is RunState.TIMED_OUT:
         return RetryOn.TIMED_OUT
+    if outcome.state is RunState.LOST:
+        return RetryOn.LOST
     if outcome.state is not RunState.FAILED or outcome.error is None:
         return None
     if not handler_called and outcome.error.type in _UNAVAILABLE:

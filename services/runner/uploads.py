@@ -5,10 +5,11 @@ has begun to upload, so that what nobody records is removed whatever happens to 
 """
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any, BinaryIO, TypeVar
 from libs.common.database import Pool
 from libs.common.log import get_logger
 from libs.common.models import Output
-from libs.common.objects import PART_BYTES, ObjectStore, ObjectStoreUnavailable, Upload, output_key
+from libs.common.objects import PART_BYTES, ObjectStore, ObjectStoreUnavailable, output_key
 from services.runner import output_store
 from services.runner.endings import AttemptInterrupted, RunFailed
+from services.runner.holder import Order, PartsUpload, RunObjects
 from services.runner.outputs import FoundOutput, content_type_of, open_output
 from services.runner.persistence import persistently
 from services.runner.store import Assignment
@@ -35,28 +37,27 @@ _log = get_logger("runner")
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """Puts the outputs of attempts into the bucket."""
+    """Who uploads outputs, and what becomes of those that nobody records."""
 
     pool: Pool
     objects: ObjectStore
     threads: Executor
 
-    async def put(
-        self, run: Assignment, directory: Path, found: list[FoundOutput], lost: threading.Event
-    ) -> list[Output]:
-        """Upload files below `directory`, some at a time, and describe them.
+    @contextlib.asynccontextmanager
+    async def writing(self, run: Assignment, *, in_parts: bool) -> AsyncIterator[None]:
+        """An attempt may write its outputs while the context is open, `in_parts` where any of them is that large.
 
-        RunFailed where that can't be done, AttemptInterrupted when the lease is lost.
+        AttemptInterrupted where its lease is lost. When the context ends by an error, they are removed.
         """
-        if not found:
-            return []
         if not await persistently(lambda: self._begin(run), what="begin_upload", run_id=run.id):
             raise AttemptInterrupted
         try:
-            return await self._put(run, directory, found, lost)
-        except (AttemptInterrupted, RunFailed):
+            yield
+        except Exception:
             await self.discard(run)
             raise
+        if in_parts:
+            await self._end_broken(run)
 
     async def discard(self, run: Assignment) -> None:
         """Remove what this attempt has uploaded, and nobody will record. What can't be removed now is swept later."""
@@ -78,36 +79,6 @@ class Uploads:
         async with self.pool.acquire() as connection:
             return await output_store.begin_upload(connection, run.id, run.lease)
 
-    async def _put(
-        self, run: Assignment, directory: Path, found: list[FoundOutput], lost: threading.Event
-    ) -> list[Output]:
-        """All of them, or the first error, once no thread is at work any more."""
-        turns, failures = asyncio.Semaphore(_PARALLEL_UPLOADS), list[Exception]()
-        until = time.monotonic() + _PATIENCE_SECONDS
-
-        def over() -> bool:
-            return bool(failures) or lost.is_set()
-
-        async def upload(output: FoundOutput) -> Output | None:
-            key = output_key(run.id, run.attempts, output.path)
-            async with turns:
-                while True:
-                    try:
-                        return await self._in_thread(_upload, self.objects, key, directory, output, over)
-                    except Exception as error:  # noqa: BLE001  # raised below, or tried again
-                        if over() or not _is_unavailable(error) or time.monotonic() >= until:
-                            failures.append(error)
-                            return None
-                    _log.warning("output_not_stored_yet", run=run.id, path=output.path)
-                    await asyncio.sleep(_PAUSE_SECONDS)
-
-        uploaded = await asyncio.gather(*map(upload, found))
-        if failures:
-            raise failures[0]
-        if any(output.size >= PART_BYTES for output in found):
-            await self._end_broken(run)
-        return [output for output in uploaded if output is not None]
-
     async def _end_broken(self, run: Assignment) -> None:
         """End what S3 has begun to take in parts and nobody completes, since it, or its answer, was lost on the way."""
         try:
@@ -119,11 +90,50 @@ class Uploads:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
 
 
+async def upload_outputs(
+    objects: RunObjects,
+    threads: Executor,
+    order: Order,
+    directory: Path,
+    found: list[FoundOutput],
+    *,
+    lost: threading.Event,
+) -> list[Output]:
+    """Upload files below `directory`, some at a time, and describe them: all, or the first error once no thread works.
+
+    RunFailed where that can't be done, AttemptInterrupted when the lease is `lost`.
+    """
+    turns, failures = asyncio.Semaphore(_PARALLEL_UPLOADS), list[Exception]()
+    until = time.monotonic() + _PATIENCE_SECONDS
+    loop = asyncio.get_running_loop()
+
+    def over() -> bool:
+        return bool(failures) or lost.is_set()
+
+    async def upload(output: FoundOutput) -> Output | None:
+        key = output_key(order.run_id, order.attempt, output.path)
+        async with turns:
+            while True:
+                try:
+                    return await loop.run_in_executor(threads, _upload, objects, key, directory, output, over)
+                except Exception as error:  # noqa: BLE001  # raised below, or tried again
+                    if over() or not _is_unavailable(error) or time.monotonic() >= until:
+                        failures.append(error)
+                        return None
+                _log.warning("output_not_stored_yet", run=order.run_id, path=output.path)
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    uploaded = await asyncio.gather(*map(upload, found))
+    if failures:
+        raise failures[0]
+    return [output for output in uploaded if output is not None]
+
+
 def _is_unavailable(error: Exception) -> bool:
     return isinstance(error, RunFailed) and isinstance(error.__cause__, ObjectStoreUnavailable)
 
 
-def _upload(objects: ObjectStore, key: str, directory: Path, output: FoundOutput, over: Callable[[], bool]) -> Output:
+def _upload(objects: RunObjects, key: str, directory: Path, output: FoundOutput, over: Callable[[], bool]) -> Output:
     if over():
         raise AttemptInterrupted
     digest = hashlib.sha256()
@@ -150,7 +160,7 @@ def _upload(objects: ObjectStore, key: str, directory: Path, output: FoundOutput
 
 
 def _upload_parts(
-    upload: Upload, part: bytes, file: BinaryIO, digest: "hashlib._Hash", over: Callable[[], bool]
+    upload: PartsUpload, part: bytes, file: BinaryIO, digest: "hashlib._Hash", over: Callable[[], bool]
 ) -> int:
     """Send `part` and the rest of `file`; the number of bytes of the rest."""
     size = 0

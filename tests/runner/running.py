@@ -16,7 +16,7 @@ import aiohttp
 from libs.common.client import RunnerClient
 from libs.common.models import Run, RunRequest, WorkflowRun, WorkflowRunState
 from libs.common.web import serve
-from services.runner.app import create_app
+from services.runner.app import OpenPlace, create_app
 from services.runner.settings import RunnerSettings
 from tests.backend import Backend
 from tests.ports import free_port
@@ -129,19 +129,31 @@ async def running_runner(
     scratch: Path,
     *,
     needed_checks: Sequence[str] = _CHECKS,
+    open_place: OpenPlace | None = None,
+    address: str = "127.0.0.1",
     **settings: Any,
 ) -> AsyncIterator[RunningRunner]:
-    """The real application, served in this process on a free port of the loopback interface.
+    """The real application, served in this process on a free port of `address`.
 
-    `needed_checks` are those that must be fine before it counts as up.
+    `needed_checks` are those that must be fine before it counts as up, `open_place` is where agents are started if runs
+    are executed by such.
     """
     port = free_port()
-    chosen = RunnerSettings(**await _settings(backend, registry, scratch, port, settings))
+    chosen = RunnerSettings(
+        **{"advertised_url": f"http://{address}:{port}", **await _settings(backend, registry, scratch, port, settings)}
+    )
     stop = asyncio.Event()
     serving = asyncio.create_task(
-        serve(create_app(chosen), service="runner", host="127.0.0.1", port=port, shutdown_seconds=5, stop=stop)
+        serve(
+            create_app(chosen, open_place=open_place),
+            service="runner",
+            host=address,
+            port=port,
+            shutdown_seconds=5,
+            stop=stop,
+        )
     )
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{address}:{port}"
     try:
         async with aiohttp.ClientSession() as session, RunnerClient(url, registry.token) as client:
             await _until_ready(session, url, serving.done, needed_checks)

@@ -9,7 +9,10 @@ from libs.common.models.base import Request, Resource, Timestamp
 
 
 class Limits(Request):
-    """What a run may use at most; null is the runner's own setting."""
+    """What a run may use at most; null is the runner's own setting.
+
+    `nodeClass` names a kind of nodes of the cluster where runs are executed as Jobs: what its operator offers.
+    """
 
     timeout_seconds: float | None = Field(None, gt=0, le=86_400)
     memory_bytes: int | None = Field(None, ge=16 * 1024 * 1024)
@@ -17,6 +20,7 @@ class Limits(Request):
     disk_bytes: int | None = Field(None, ge=0)
     cpu_seconds: int | None = Field(None, ge=1)
     file_bytes: int | None = Field(None, ge=0)
+    node_class: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
 class RetryOn(StrEnum):

@@ -13,6 +13,7 @@ from libs.common.log import get_logger
 
 _CONTROLLERS = ("memory", "pids")
 _OWN = "runner"
+_VERSION_1 = Path("/sys/fs/cgroup/memory/memory.oom_control")
 _PREFIX = "job-"
 _REMOVAL_SECONDS = 2.0
 _PAUSE_SECONDS = 0.005
@@ -97,6 +98,19 @@ class ControlGroups:
         if "pids" in self.controllers:
             _write(path / "pids.max", processes)
         return ControlGroup(path)
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has ended so far since the control group that we are in had no memory left.
+
+    In a container that is the container's; version 1 is read as well, since clusters still have it.
+    """
+    own = _own_group()
+    for path in (*((own / "memory.events",) if own is not None else ()), _VERSION_1):
+        with contextlib.suppress(OSError):
+            counts = dict(line.split() for line in path.read_text().splitlines())
+            return int(counts.get("oom_kill", 0))
+    return 0
 
 
 def _own_group() -> Path | None:

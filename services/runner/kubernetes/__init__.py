@@ -1,0 +1,1 @@
+"""Attempts that are made as Jobs of a Kubernetes cluster."""

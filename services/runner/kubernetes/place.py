@@ -1,0 +1,284 @@
+"""A cluster as the place where agents are started: each in the pod of a Job of its own."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from libs.common.log import get_logger
+from services.runner.endings import Outcome
+from services.runner.kubernetes.causes import Seen, cause_of, not_begun
+from services.runner.kubernetes.cluster import Cluster, ClusterAway, ClusterRefused
+from services.runner.kubernetes.manifest import JobSettings, job_name, job_of, label_of
+from services.runner.kubernetes.shapes import (
+    COMMON_LABELS,
+    JOB_NAME_LABEL,
+    LEASE_ANNOTATION,
+    RUN_LABEL,
+    RUNNER_LABEL,
+    Job,
+    Pod,
+)
+from services.runner.kubernetes.watched import Watched
+from services.runner.remote.claims import AGENT_PATH
+from services.runner.remote.place import Held, Placement
+from services.runner.settings import RunnerSettings
+
+_SETTLED_SECONDS = 3.0
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 10.0
+_LEAVE_SECONDS = 10.0
+_END_SECONDS = 5.0
+_log = get_logger("runner")
+
+
+class JobAgent:
+    """An agent in the pod of a Job. Its Job is known by its name and the lease: another's may have had that name."""
+
+    def __init__(self, seen: Seen, lease: str, settings: JobSettings) -> None:
+        self.seen = seen
+        self.lease = lease
+        self._settings = settings
+        self._pods: dict[str, Pod] = {}
+        self._changed = asyncio.Event()
+        self._refused: Outcome | None = None
+        self._trouble: str | None = None
+
+    def taken(self, name: str) -> None:
+        """Its agent is in the pod of this name. Another one that the Job gets is of no interest any more."""
+        self.seen.taken = True
+        self.seen.pod = self._pods.get(name, self.seen.pod)
+        self._changed.set()
+
+    async def over(self) -> Outcome:
+        """Wait until nothing more can come of it, and say why. What is not certain may be explained a moment later."""
+        loop = asyncio.get_running_loop()
+        until: float | None = None
+        while True:
+            self._changed.clear()
+            if self._refused is not None:
+                return self._refused
+            cause = cause_of(self.seen)
+            if cause is not None and cause.certain:
+                return cause.outcome
+            if cause is not None:
+                until = until or loop.time() + _SETTLED_SECONDS
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._changed.wait()
+            except TimeoutError:
+                if cause is not None:
+                    return cause.outcome
+
+    def not_begun(self, seconds: float) -> Outcome:
+        """Why its agent has not come within so many seconds."""
+        if self.seen.job is None and self._trouble is not None:
+            return Outcome.failed(
+                "not_started",
+                f"The Job of the run could not be made within {seconds:g} seconds, since the API server of the cluster "
+                f"could not be asked: {self._trouble}.",
+            )
+        return not_begun(self.seen, seconds, self._settings.url)
+
+    def told(self) -> str:
+        """What it is, and where."""
+        return self.seen.told()
+
+    def refuse(self, outcome: Outcome) -> None:
+        """It can't be started."""
+        self._refused = outcome
+        self._changed.set()
+
+    def note_trouble(self, trouble: str) -> None:
+        """The API server could not be asked for it just now."""
+        self._trouble = trouble
+
+    def hear_of_job(self, job: Job, *, gone: bool) -> None:
+        """Its Job has changed."""
+        self.seen.job, self.seen.job_gone = job, gone
+        self._changed.set()
+
+    def hear_of_pod(self, pod: Pod, *, gone: bool) -> None:
+        """One of its pods has changed. Kubernetes may make another for one that was deleted before it began."""
+        self._pods[pod.metadata.name] = pod
+        seen = self.seen
+        if seen.taken:
+            if seen.pod is None or seen.pod.metadata.name == pod.metadata.name:
+                seen.pod, seen.pod_gone = pod, gone
+        elif gone:
+            del self._pods[pod.metadata.name]
+            seen.pod = max(self._pods.values(), key=_age, default=None)
+        else:
+            seen.pod = max(self._pods.values(), key=_age)
+        self._changed.set()
+
+
+class KubernetesPlace:
+    """Makes Jobs, watches what becomes of them, and deletes them."""
+
+    def __init__(self, cluster: Cluster, settings: JobSettings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._agents: dict[str, JobAgent] = {}
+        self._deletions: set[asyncio.Task[None]] = set()
+        selector = _selector({**COMMON_LABELS, RUNNER_LABEL: settings.runner})
+        self._jobs = Watched(cluster, "Job", Job.model_validate, selector, self._hear_of_job)
+        self._pods = Watched(cluster, "Pod", Pod.model_validate, selector, self._hear_of_pod)
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Watch for as long as the context is open; at its end wait a little for what is still to be deleted."""
+        async with self._jobs.watching(), self._pods.watching():
+            try:
+                yield
+            finally:
+                if self._deletions:
+                    await asyncio.wait(self._deletions, timeout=_LEAVE_SECONDS)
+                for task in self._deletions:
+                    task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def placed(self, placement: Placement) -> AsyncIterator[JobAgent]:
+        """A Job, which is being made. RunFailed where its bundle can run on no node that there could be."""
+        body = job_of(placement, self._settings)
+        name = job_name(placement.order.run_id, placement.order.attempt)
+        agent = JobAgent(Seen(name, self._settings.namespace, placement.limits), placement.lease, self._settings)
+        self._agents[name] = agent
+        creation = asyncio.create_task(self._create(agent, name, body))
+        try:
+            yield agent
+        finally:
+            creation.cancel()
+            await asyncio.gather(creation, return_exceptions=True)
+            del self._agents[name]
+            deletion = asyncio.create_task(self._delete(name))
+            self._deletions.add(deletion)
+            deletion.add_done_callback(self._deletions.discard)
+
+    async def sweep(self, held: Held) -> None:
+        """Delete Jobs whose attempt is over, or was lost by the runner that made it. Those of runs that are not known
+        here are another installation's.
+        """
+        try:
+            bodies, _ = await self._cluster.list("Job", _selector(COMMON_LABELS))
+            jobs = [Job.model_validate(body) for body in bodies]
+            leases = await held({job.metadata.labels.get(RUN_LABEL, "") for job in jobs})
+            for job in jobs:
+                run, lease = job.metadata.labels.get(RUN_LABEL, ""), job.metadata.annotations.get(LEASE_ANNOTATION)
+                if run in leases and leases[run] != lease and job.metadata.deletion_timestamp is None:
+                    await self._cluster.delete_job(job.metadata.name, uid=job.metadata.uid)
+                    _log.info("job_swept", job=job.metadata.name, run=run)
+        except (ClusterAway, ClusterRefused) as error:
+            _log.warning("jobs_not_swept", error=str(error))
+
+    async def _create(self, agent: JobAgent, name: str, body: Mapping[str, Any]) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._cluster.create_job(body)
+                return
+            except ClusterAway as error:
+                agent.note_trouble(str(error))
+                _log.warning("job_not_made_yet", job=name, error=str(error))
+                seconds = max(pause, error.retry_after_seconds or 0.0)
+            except ClusterRefused as error:
+                if error.status != HTTPStatus.CONFLICT or error.reason != "AlreadyExists":
+                    agent.refuse(_refused(error))
+                    return
+                if await self._is_there(agent, name):
+                    return
+                seconds = pause
+            await asyncio.sleep(seconds)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _is_there(self, agent: JobAgent, name: str) -> bool:
+        """Whether the Job that has the name is the one that is wanted: an answer was lost. Another one is deleted."""
+        try:
+            body = await self._cluster.job(name)
+            if body is None:
+                return False
+            job = Job.model_validate(body)
+            if job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+                return True
+            await self._cluster.delete_job(name, uid=job.metadata.uid)
+        except (ClusterAway, ClusterRefused) as error:
+            agent.note_trouble(str(error))
+        return False
+
+    async def _delete(self, name: str) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._cluster.delete_job(name)
+                return
+            except ClusterAway as error:
+                _log.warning("job_not_deleted_yet", job=name, error=str(error))
+                seconds = max(pause, error.retry_after_seconds or 0.0)
+            except ClusterRefused as error:
+                _log.warning("job_not_deleted", job=name, error=error.message)
+                return
+            await asyncio.sleep(seconds)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _hear_of_job(self, job: Job, gone: bool) -> None:  # noqa: FBT001  # as it is called
+        agent = self._agents.get(job.metadata.name)
+        if agent is not None and job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+            agent.hear_of_job(job, gone=gone)
+
+    def _hear_of_pod(self, pod: Pod, gone: bool) -> None:  # noqa: FBT001  # as it is called
+        agent = self._agents.get(pod.metadata.labels.get(JOB_NAME_LABEL, ""))
+        if agent is not None and pod.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+            agent.hear_of_pod(pod, gone=gone)
+
+
+@contextlib.asynccontextmanager
+async def open_cluster(settings: RunnerSettings) -> AsyncIterator[KubernetesPlace]:
+    """The cluster of these settings, as a place for agents. SettingsError where there is no way to it."""
+    async with Cluster.open(settings.kubernetes_config, settings.kubernetes_namespace) as cluster:
+        host = socket.gethostname()
+        place = KubernetesPlace(cluster, _job_settings(settings, host, await cluster.own_pod(host)))
+        async with place.watching():
+            yield place
+
+
+def _job_settings(settings: RunnerSettings, host: str, pod: Mapping[str, Any] | None) -> JobSettings:
+    owner = None
+    if pod is not None:
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+    return JobSettings(
+        namespace=settings.kubernetes_namespace,
+        image=settings.kubernetes_image or "",
+        pull_policy=settings.kubernetes_pull_policy,
+        service_account=settings.kubernetes_service_account,
+        start_seconds=settings.kubernetes_start_seconds,
+        kill_seconds=settings.abort_seconds + settings.kill_seconds + _END_SECONDS,
+        classes=settings.kubernetes_classes,
+        cpus=settings.kubernetes_cpus,
+        overhead_bytes=settings.kubernetes_overhead_bytes,
+        url=f"{(settings.advertised_url or '').rstrip('/')}{AGENT_PATH}",
+        runner=label_of(host),
+        platform_check=settings.platform_check,
+        owner=owner,
+    )
+
+
+def _refused(error: ClusterRefused) -> Outcome:
+    if "exceeded quota" in error.message:
+        return Outcome.failed("not_started", f"The namespace of the run has no room for its Job: {error.message}.")
+    return Outcome.failed(
+        "job_refused",
+        f"The cluster refuses the Job of the run: {error.message or error.reason} ({error.status}). Check "
+        "STOWAGE_RUNNER_KUBERNETES_NAMESPACE, the rights of the runner's service account, and admission rules.",
+    )
+
+
+def _selector(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in labels.items())
+
+
+def _age(pod: Pod) -> tuple[str, str]:
+    """The later it was made the greater."""
+    made = pod.metadata.creation_timestamp
+    return (made.isoformat() if made is not None else "", pod.metadata.name)
