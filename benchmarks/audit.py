@@ -32,9 +32,10 @@ from services.registry.checkpoints import Checkpoints
 from services.registry.notes import Signer, read_or_make_key
 from services.registry.sealing import seal
 from services.registry.store import trail
-from tests.backend import Backend, Servers, fresh_backend, running_servers
+from tests.backend import Backend, fresh_backend, running_servers
 from tests.registry.bundles import bundle
 from tests.registry.running import make_token, registry_process
+from tests.servers import Servers
 
 _WRITERS = 8
 _FEW = 1000

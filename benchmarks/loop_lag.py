@@ -31,11 +31,12 @@ from libs.common.models import RunRequest
 from libs.common.web import serve_until_signalled
 from services.runner.app import create_app
 from services.runner.settings import RunnerSettings
-from tests.backend import Backend, Servers, fresh_backend, running_servers
+from tests.backend import Backend, fresh_backend, running_servers
 from tests.metrics import scrape
 from tests.ports import free_port
 from tests.registry.running import RunningRegistry, make_token, running_registry
 from tests.runner.bundles import node, publish
+from tests.servers import Servers
 
 _SAMPLE_SECONDS = 0.005
 _NOTED_SECONDS = 0.001

@@ -38,9 +38,10 @@ from services.runner.queue_driver import ReconnectingDriver
 from services.runner.standing import Standing
 from services.runner.store import JOURNAL_GUARD, Ending, Timings
 from services.runner.turns import Backlog, Turns
-from tests.backend import Backend, Servers, fresh_backend, running_servers
+from tests.backend import Backend, fresh_backend, running_servers
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
+from tests.servers import Servers
 
 _REQUEST = RunRequest(bundle="hello@latest")
 _ORIGIN = Origin("benchmark", "req_benchmark")

@@ -31,10 +31,11 @@ from benchmarks.report import compare, machine
 from libs.common.client import RegistryClient
 from libs.common.cursors import encode_cursor
 from libs.common.identifiers import version_sort_key
-from tests.backend import Backend, Servers, fresh_backend, running_servers
+from tests.backend import Backend, fresh_backend, running_servers
 from tests.ports import free_port
 from tests.registry.bundles import bundle, manifest
 from tests.registry.running import make_token, registry_process
+from tests.servers import Servers
 
 _MB = 1_000_000
 _MEMBER_BYTES = 1024 * 1024

@@ -33,7 +33,8 @@ from libs.common.removal import remove_tree
 from libs.common.settings import ServiceSettings
 from services.builder.packing import pack
 from services.runner.extraction import extract_stream
-from tests.backend import Servers, running_servers
+from tests.backend import running_servers
+from tests.servers import Servers
 
 _BUCKET = "benchmark"
 _FLOOR_TARGET = 1.8

@@ -3,31 +3,20 @@
 import asyncio
 import contextlib
 import itertools
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import asyncpg
-from minio import Minio
 
 from infra.local import servers
 from infra.migrate import migrate
+from infra.provision.server import client_of, make_bucket
 from libs.common.objects import ObjectStore
 from libs.common.settings import ServiceSettings
-from tests.ports import stack_ports
+from tests.servers import Servers, chosen_servers, until_up
 
+_START_SECONDS = 60.0
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Servers:
-    """The servers of a test session. The database `template` has the schema and nothing else."""
-
-    maintenance_url: str
-    s3_endpoint: str
-    access_key: str
-    secret_key: str
 
 
 @dataclass(frozen=True)
@@ -79,60 +68,46 @@ class Backend:
 
 @contextlib.contextmanager
 def running_servers(*, s3_address: str = "127.0.0.1") -> Iterator[Servers]:
-    """The embedded servers, with their state in a temporary directory."""
-    access_key, secret_key = "test-access", servers.new_secret()
-    with tempfile.TemporaryDirectory(prefix="stowage-test-", ignore_cleanup_errors=True) as home:
-        state = Path(home)
-        with (
-            servers.postgres(state / "postgres") as url,
-            servers.s3_server(
-                state / "s3",
-                stack_ports(),
-                access_key=access_key,
-                secret_key=secret_key,
-                console_password=servers.new_secret(),
-                address=s3_address,
-            ) as endpoint,
-        ):
-            asyncio.run(_make_template(url))
-            yield Servers(url, endpoint, access_key, secret_key)
+    """The servers of this session, with the template database that tests get copies of.
+
+    An embedded S3 server listens on `s3_address`.
+    """
+    with chosen_servers(s3_address) as running:
+        asyncio.run(_make_template(running))
+        yield running
+        asyncio.run(_drop_database(running, running.template))
 
 
-async def _make_template(maintenance_url: str) -> None:
-    await migrate(await servers.create_database(maintenance_url, "template"))
+async def _make_template(running: Servers) -> None:
+    await until_up(running.maintenance_url)
+    await migrate(await servers.create_database(running.maintenance_url, running.template))
 
 
 @contextlib.asynccontextmanager
 async def fresh_backend(running: Servers) -> AsyncIterator[Backend]:
     """A copy of the template database and an empty bucket, dropped afterwards."""
-    name = f"test-{next(_numbers)}"
-    url = await servers.create_database(running.maintenance_url, name, template="template")
-    await asyncio.to_thread(
-        servers.create_bucket,
-        running.s3_endpoint,
-        access_key=running.access_key,
-        secret_key=running.secret_key,
-        bucket=name,
-    )
+    name = f"test-{running.token}-{next(_numbers)}"
+    url = await servers.create_database(running.maintenance_url, name, template=running.template)
+    await asyncio.to_thread(make_bucket, running.s3(name), wait_seconds=_START_SECONDS)
     try:
         yield Backend(url, running.s3_endpoint, running.access_key, running.secret_key, name)
     finally:
-        connection = await asyncpg.connect(running.maintenance_url)
-        try:
-            await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-        finally:
-            await connection.close()
+        await _drop_database(running, name)
         await asyncio.to_thread(_drop_bucket, running, name)
+
+
+async def _drop_database(running: Servers, name: str) -> None:
+    connection = await asyncpg.connect(running.maintenance_url)
+    try:
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
 
 
 def _drop_bucket(running: Servers, name: str) -> None:
     """Delete a bucket: each that was written to holds volumes of the S3 server, which has a few hundred in all."""
-    client = Minio(
-        running.s3_endpoint.removeprefix("http://"),
-        access_key=running.access_key,
-        secret_key=running.secret_key,
-        secure=False,
-    )
+    server = running.s3(name)
+    client = client_of(server, server.administrator)
     for item in client.list_objects(name, recursive=True):
         client.remove_object(name, item.object_name)
     client.remove_bucket(name)

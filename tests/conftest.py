@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.backend import Backend, Servers, fresh_backend, running_servers
+from tests.backend import Backend, fresh_backend, running_servers
+from tests.servers import Servers
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,13 @@ from infra.local.processes import ServiceDied
 from infra.local.servers import ServerError
 from infra.local.stack import Stack, chosen_ports, running_stack
 from infra.migrate import MigrationError
+from infra.provision.server import ProvisionError
 from libs.common.errors import StowageError
 from libs.common.web import stop_on_signals
 
 _EXPECTED = (
-    DemoFailed, MigrationError, PortTaken, ServerError, ServiceDied, StackRunning, StowageError, ValueError,
-    asyncpg.PostgresError, OSError,
+    DemoFailed, MigrationError, PortTaken, ProvisionError, ServerError, ServiceDied, StackRunning, StowageError,
+    ValueError, asyncpg.PostgresError, OSError,
 )  # fmt: skip
 _COLOURS = {"registry": "cyan", "builder": "yellow", "runner": "green"}
 

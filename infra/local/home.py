@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.local.servers import new_secret
+from infra.provision.policies import RIGHTS
+from infra.provision.server import Credentials
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,6 +29,12 @@ class Secrets(BaseModel):
     s3_access_key: str
     s3_secret_key: str
     s3_console_password: str
+    s3_secret_keys: dict[str, str] = {}
+    """Of the services, by name."""
+
+    def s3_credentials(self, service: str) -> Credentials:
+        """The keys of a service on the S3 server."""
+        return Credentials(f"stowage{service}", self.s3_secret_keys[service])
 
 
 class StackInfo(BaseModel):
@@ -79,9 +87,13 @@ class Home:
         """The stack's secrets; made on first use."""
         path = self.path / "secrets.json"
         if path.exists():
-            return Secrets.model_validate_json(path.read_bytes())
-        made = Secrets(s3_access_key="stowage", s3_secret_key=new_secret(), s3_console_password=new_secret())
-        _write_private(path, made.model_dump())
+            there = Secrets.model_validate_json(path.read_bytes())
+        else:
+            there = Secrets(s3_access_key="stowage", s3_secret_key=new_secret(), s3_console_password=new_secret())
+        keys = {service: new_secret() for service in RIGHTS} | there.s3_secret_keys
+        made = there.model_copy(update={"s3_secret_keys": keys})
+        if made != there:
+            _write_private(path, made.model_dump())
         return made
 
     def write_stack(self, info: StackInfo) -> None:

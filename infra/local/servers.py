@@ -12,6 +12,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 from minio import Minio
@@ -53,7 +54,7 @@ async def create_database(maintenance_url: str, name: str, *, template: str | No
             await connection.execute(f'CREATE DATABASE "{name}"{source}')
     finally:
         await connection.close()
-    return maintenance_url.replace("/postgres?", f"/{name}?")
+    return urlsplit(maintenance_url)._replace(path=f"/{name}").geturl()
 
 
 @contextlib.contextmanager

@@ -12,16 +12,14 @@ from infra.local.home import Home, Secrets, StackInfo
 from infra.local.ports import DEFAULT_BASE, Ports
 from infra.local.processes import Service, ServiceDied, ShowLine, run_command
 from infra.migrate import migrate
+from infra.provision.policies import RIGHTS
+from infra.provision.server import Credentials, Server, make_bucket
+from infra.provision.users import ensure_users
+from infra.tokens import FIRST_TOKENS
 
 _BUCKET = "stowage"
 _DATABASE = "stowage"
 _READY_SECONDS = 60.0
-
-_TOKENS = {
-    "admin": ["admin"],
-    "builder": ["bundles:read", "bundles:publish", "bundles:force"],
-    "runner": ["bundles:read"],
-}
 
 
 def chosen_ports() -> Ports:
@@ -56,7 +54,7 @@ class Stack:
 async def running_stack(home: Home, ports: Ports, *, show: ShowLine | None) -> AsyncIterator[Stack]:
     """The stack, while the context is open. Each line that a service logs goes to `show`, if given, and to a file.
 
-    Raises StackRunning, PortTaken, ServerError, MigrationError or ServiceDied, each with a sentence.
+    Raises StackRunning, PortTaken, ServerError, ProvisionError, MigrationError or ServiceDied, each with a sentence.
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(home.locked())
@@ -75,13 +73,7 @@ async def running_stack(home: Home, ports: Ports, *, show: ShowLine | None) -> A
         maintenance_url = stack.enter_context(servers.postgres(home.postgres))
         database_url = await servers.create_database(maintenance_url, _DATABASE)
         await migrate(database_url)
-        await asyncio.to_thread(
-            servers.create_bucket,
-            endpoint,
-            access_key=secrets.s3_access_key,
-            secret_key=secrets.s3_secret_key,
-            bucket=_BUCKET,
-        )
+        await asyncio.to_thread(_provision, endpoint, secrets)
         environments = _environments(home, ports, secrets, database_url, endpoint)
         await asyncio.gather(
             _ensure_tokens(home, environments["registry"], first_start=first_start),
@@ -102,14 +94,18 @@ async def running_stack(home: Home, ports: Ports, *, show: ShowLine | None) -> A
         yield up
 
 
+def _provision(endpoint: str, secrets: Secrets) -> None:
+    server = Server(endpoint, _BUCKET, "us-east-1", Credentials(secrets.s3_access_key, secrets.s3_secret_key))
+    make_bucket(server)
+    ensure_users(server, {service: secrets.s3_credentials(service) for service in RIGHTS})
+
+
 def _environments(
     home: Home, ports: Ports, secrets: Secrets, database_url: str, endpoint: str
 ) -> dict[str, dict[str, str]]:
     common = {
         "DATABASE_URL": database_url,
         "S3_ENDPOINT": endpoint,
-        "S3_ACCESS_KEY": secrets.s3_access_key,
-        "S3_SECRET_KEY": secrets.s3_secret_key,
         "S3_BUCKET": _BUCKET,
         "LOG_FORMAT": "console",
     }
@@ -118,24 +114,25 @@ def _environments(
         "builder": {"PORT": str(ports.builder), "REGISTRY_URL": f"http://127.0.0.1:{ports.registry}"},
         "runner": {"PORT": str(ports.runner), "REGISTRY_URL": f"http://127.0.0.1:{ports.registry}"},
     }
-    environments = {
-        name: {f"STOWAGE_{name.upper()}_{key}": value for key, value in (common | settings).items()}
-        for name, settings in own.items()
-    }
+    environments = {}
+    for name, settings in own.items():
+        keys = secrets.s3_credentials(name)
+        given = {**common, "S3_ACCESS_KEY": keys.access_key, "S3_SECRET_KEY": keys.secret_key, **settings}
+        environments[name] = {f"STOWAGE_{name.upper()}_{key}": value for key, value in given.items()}
     # Secrets of jobs, from whoever starts the stack.
     environments["runner"] |= {key: value for key, value in os.environ.items() if key.startswith("STOWAGE_SECRET_")}
     return environments
 
 
 async def _ensure_tokens(home: Home, environment: dict[str, str], *, first_start: bool) -> None:
-    missing = [name for name in _TOKENS if first_start or not (home.tokens / name).exists()]
+    missing = [name for name in FIRST_TOKENS if first_start or not (home.tokens / name).exists()]
     await asyncio.gather(
         *(
             run_command(
                 "services.registry",
                 "create-token",
                 *("--subject", name),
-                *(argument for scope in _TOKENS[name] for argument in ("--scope", scope)),
+                *(argument for scope in FIRST_TOKENS[name] for argument in ("--scope", scope)),
                 *("--token-file", str(home.tokens / name)),
                 environment=environment,
             )

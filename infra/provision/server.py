@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import certifi
@@ -19,6 +20,10 @@ _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
 class ProvisionError(Exception):
     """The S3 server could not be made ready; the message says why and what to do."""
+
+
+class _Unreachable(ProvisionError):
+    """Nobody answers there, or not yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +73,21 @@ def connections() -> urllib3.PoolManager:
     )
 
 
-@contextlib.contextmanager
-def explained(server: Server, doing: str) -> Iterator[None]:
-    """Errors of the MinIO client as ProvisionError."""
-    try:
-        yield
-    except S3Error as error:
-        hint = (
-            " Are STOWAGE_S3_ACCESS_KEY and STOWAGE_S3_SECRET_KEY an administrator's?" if error.code in _REFUSED else ""
-        )
-        raise ProvisionError(f"{server.endpoint} refused to {doing}: {error.code}: {error.message}{hint}") from error
-    except (MinioException, urllib3.exceptions.HTTPError) as error:
-        raise ProvisionError(f"{server.endpoint} could not be asked to {doing}: {error}") from error
+def make_bucket(server: Server, *, wait_seconds: float = 0) -> bool:
+    """Make the bucket; False where it was there. Waits so long for a server that can't be reached yet."""
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return _make_bucket(server)
+        except _Unreachable:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.5)
 
 
-def make_bucket(server: Server) -> bool:
-    """Make the bucket; False where it was there."""
-    client = _client(server, server.administrator)
-    with explained(server, f"make the bucket {server.bucket}"):
+def _make_bucket(server: Server) -> bool:
+    client = client_of(server, server.administrator)
+    with _explained(server, f"make the bucket {server.bucket}"):
         if client.bucket_exists(server.bucket):
             return False
         try:
@@ -97,10 +99,25 @@ def make_bucket(server: Server) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _explained(server: Server, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except S3Error as error:
+        if error.response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise _Unreachable(f"{server.endpoint} is not ready: {error.code}: {error.message}") from error
+        hint = (
+            " Are STOWAGE_S3_ACCESS_KEY and STOWAGE_S3_SECRET_KEY an administrator's?" if error.code in _REFUSED else ""
+        )
+        raise ProvisionError(f"{server.endpoint} refused to {doing}: {error.code}: {error.message}{hint}") from error
+    except (MinioException, urllib3.exceptions.HTTPError) as error:
+        raise _Unreachable(f"{server.endpoint} could not be asked to {doing}: {error}") from error
+
+
 def works(server: Server, credentials: Credentials) -> bool:
     """Whether a user's keys are known and may ask for the bucket."""
     try:
-        return _client(server, credentials).bucket_exists(server.bucket)
+        return client_of(server, credentials).bucket_exists(server.bucket)
     except S3Error as error:
         if error.code in _REFUSED:
             return False
@@ -118,7 +135,8 @@ def until_usable(server: Server, user: str, credentials: Credentials) -> None:
         time.sleep(0.1)
 
 
-def _client(server: Server, credentials: Credentials) -> Minio:
+def client_of(server: Server, credentials: Credentials) -> Minio:
+    """A client of the server with a user's keys."""
     return Minio(
         server.host,
         access_key=credentials.access_key,

@@ -272,10 +272,11 @@ class ObjectStore:
     def uploads_in_flight(self, prefix: str) -> "Iterator[PendingUpload]":
         """The multipart uploads under `prefix` that were neither completed nor aborted."""
         with translated("list uploads", prefix):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
-            for page in pages:
+            # Not by the server's prefix: MinIO takes that for a whole key, and lists nothing for what keys begin with.
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket):
                 for item in page.get("Uploads", []):
-                    yield PendingUpload(item["Key"], item["UploadId"], item["Initiated"])
+                    if item["Key"].startswith(prefix):
+                        yield PendingUpload(item["Key"], item["UploadId"], item["Initiated"])
 
     def abort_uploads(self, prefix: str, *, stale: "Callable[[PendingUpload], bool]" = lambda _upload: True) -> int:
         """Abort multipart uploads in flight under `prefix` that are `stale`; returns how many there were."""

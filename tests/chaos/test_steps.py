@@ -13,13 +13,14 @@ import asyncpg
 import pytest
 
 from libs.common.models import InputSource, Run, RunState
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend, fresh_backend
 from tests.chaos.invariants import left_over
 from tests.chaos.proxy import StallingProxy
 from tests.chaos.servers import stopped
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import OPEN, RunnerProcess, runner_process
+from tests.servers import Servers
 
 _CODE = """
     import fs from 'node:fs';

@@ -9,7 +9,8 @@ import pytest
 
 from infra.local.servers import create_database
 from infra.migrate import MigrationError, migrate, wait_until_migrated
-from tests.backend import Backend, Servers
+from tests.backend import Backend
+from tests.servers import Servers
 
 _PATIENCE_SECONDS = 120
 

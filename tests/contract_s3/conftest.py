@@ -68,7 +68,7 @@ def contract(request: pytest.FixtureRequest) -> Iterator[Contract]:
         servers = request.getfixturevalue("servers")
         endpoint, keys = servers.s3_endpoint, (servers.access_key, servers.secret_key)
     server = Server(endpoint, bucket, os.environ.get("S3_REGION", "us-east-1"), Credentials(*keys))
-    assert make_bucket(server)
+    assert make_bucket(server, wait_seconds=60)
     contract = Contract(server, Contract(server, None).client_of(server.administrator))  # type: ignore[arg-type]
     yield contract
     for upload in contract.client.list_multipart_uploads(Bucket=bucket).get("Uploads", []):

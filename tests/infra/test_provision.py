@@ -13,8 +13,8 @@ from minio import Minio
 from infra.provision.policies import RIGHTS
 from infra.provision.server import Credentials, Server
 from infra.provision.users import users_of
-from tests.backend import Servers
 from tests.ports import free_port
+from tests.servers import Servers
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.hostile import Target, target
 from tests.runner.running import RunningRunner, running_runner
+from tests.servers import Servers
 
 
 @pytest.fixture

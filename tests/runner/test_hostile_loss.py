@@ -6,10 +6,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.backend import Servers, fresh_backend
+from tests.backend import fresh_backend
 from tests.registry.running import running_registry
 from tests.runner.hostile import MARK, target
 from tests.runner.running import alive
+from tests.servers import Servers
 
 _SCATTERED = f"""
     import os, time

@@ -10,11 +10,12 @@ import pytest
 
 from libs.common.models import RunState
 from libs.common.native import host_platform
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend, fresh_backend
 from tests.registry.bundles import MACHO, bundle
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish, python
 from tests.runner.running import OPEN, RunningRunner, running_runner
+from tests.servers import Servers
 
 REGISTRY_SETTINGS = {"allowed_platforms": "any"}  # the runner's own check is what is tested
 RUNNER_SETTINGS = OPEN  # jobs leave marks for the tests

@@ -25,10 +25,11 @@ from libs.common.models import (
 )
 from services.runner.endings import Outcome
 from services.runner.retries import seconds_to_next_attempt
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend, fresh_backend
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import OPEN, RunningRunner, runner_process, running_runner
+from tests.servers import Servers
 
 _CODE = """
     export async function handler({ parameters, run }) {

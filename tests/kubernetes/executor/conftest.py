@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.backend import Backend, Servers, fresh_backend, running_servers
+from tests.backend import Backend, fresh_backend, running_servers
 from tests.kubernetes.executor.cluster import Namespace, Where, fresh_namespace
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.running import RunningRunner, running_runner
+from tests.servers import Servers
 
 _NO_CLUSTER = (
     "there is no cluster: set STOWAGE_TEST_KUBECONFIG (or KUBECONFIG) to a kubeconfig, and STOWAGE_TEST_RUNNER_IMAGE "

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from libs.common.models import AttemptState, RunState
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend, fresh_backend
 from tests.kubernetes.executor.cluster import Namespace, Where
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish, python
 from tests.runner.running import RunningRunner, running_runner
+from tests.servers import Servers
 
 _WAITS_ONCE = """
 export async function handler(context) {

@@ -1,0 +1,1 @@
+"""`infra/compose.yaml`, brought up for real: `make test-compose`."""

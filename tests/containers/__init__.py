@@ -1,0 +1,1 @@
+"""Container engines, and images of servers that stand in for the official ones where no image registry is reachable."""
