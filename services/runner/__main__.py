@@ -1,51 +1,37 @@
-"""The runner as a program: `python -m services.runner serve`, and `gc` for what was kept long enough."""
+"""The runner as a program: `python -m services.runner serve`, `gc` for what was kept long enough, and `run-one`.
+
+Each command imports what it needs: `run-one` begins anew in the pod of each run, and has no use for most of the runner.
+"""
 
 import argparse
 import asyncio
 import os
 import sys
+from typing import TYPE_CHECKING
 
-import asyncpg
-import structlog
-
-from libs.common.database import open_pool
-from libs.common.errors import StowageError
 from libs.common.log import configure_logging
-from libs.common.objects import ObjectStore
 from libs.common.settings import SettingsError
-from libs.common.web import serve_until_signalled
-from services.runner.app import create_app
-from services.runner.remote.agent import AgentSettings, NotTaken, run_one
-from services.runner.remote.link import HolderGone
-from services.runner.retention import expiry_of_runs
-from services.runner.settings import RunnerSettings
+
+if TYPE_CHECKING:
+    from services.runner.settings import RunnerSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, 1 when it could not be done, or 2 when the settings are wrong."""
     options = _parser().parse_args(arguments)
-    if options.command == "run-one":
-        return _run_one()
-    try:
-        settings = RunnerSettings.from_environment()
-    except SettingsError as error:
-        print(f"the runner can't start: {error}", file=sys.stderr)
-        return 2
-    if options.command == "gc":
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-        return asyncio.run(_collect(settings, dry_run=options.dry_run))
-    configure_logging(log_format=settings.log_format, level=settings.log_level)
-    shutdown_seconds = max(settings.shutdown_seconds, settings.leaving_seconds)
-    asyncio.run(
-        serve_until_signalled(
-            create_app(settings), service="runner", settings=settings, shutdown_seconds=shutdown_seconds
-        )
-    )
-    return 0
+    match options.command:
+        case "run-one":
+            return _run_one()
+        case "gc":
+            return _collect(dry_run=options.dry_run)
+    return _serve()
 
 
 def _run_one() -> int:
     """Make one attempt for a runner. What it prints last, where it can't, is shown as the cause."""
+    from services.runner.remote.agent import AgentSettings, NotTaken, run_one
+    from services.runner.remote.link import HolderGone
+
     configure_logging(log_format="json", level="info")
     try:
         asyncio.run(run_one(AgentSettings.from_environment(os.environ)))
@@ -55,11 +41,51 @@ def _run_one() -> int:
     return 0
 
 
-async def _collect(settings: RunnerSettings, *, dry_run: bool) -> int:
-    days = settings.retention_days
-    if days is None:
+def _serve() -> int:
+    from libs.common.web import serve_until_signalled
+    from services.runner.app import create_app
+    from services.runner.settings import RunnerSettings
+
+    try:
+        settings = RunnerSettings.from_environment()
+    except SettingsError as error:
+        return _misconfigured(error)
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
+    shutdown_seconds = max(settings.shutdown_seconds, settings.leaving_seconds)
+    serving = serve_until_signalled(
+        create_app(settings), service="runner", settings=settings, shutdown_seconds=shutdown_seconds
+    )
+    try:
+        asyncio.run(serving)
+    except SettingsError as error:
+        return _misconfigured(error)
+    return 0
+
+
+def _collect(*, dry_run: bool) -> int:
+    import structlog
+
+    from services.runner.settings import RunnerSettings
+
+    try:
+        settings = RunnerSettings.from_environment()
+    except SettingsError as error:
+        return _misconfigured(error)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    if settings.retention_days is None:
         print("STOWAGE_RUNNER_RETENTION_DAYS is not set: logs and outputs of runs are kept.")
         return 0
+    return asyncio.run(_expire(settings, settings.retention_days, dry_run=dry_run))
+
+
+async def _expire(settings: "RunnerSettings", days: float, *, dry_run: bool) -> int:
+    import asyncpg
+
+    from libs.common.database import open_pool
+    from libs.common.errors import StowageError
+    from libs.common.objects import ObjectStore
+    from services.runner.retention import expiry_of_runs
+
     objects = ObjectStore(settings)
     url = settings.database_url.get_secret_value()
     try:
@@ -71,6 +97,11 @@ async def _collect(settings: RunnerSettings, *, dry_run: bool) -> int:
     finally:
         objects.close()
     return 0
+
+
+def _misconfigured(error: SettingsError) -> int:
+    print(f"the runner can't start: {error}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

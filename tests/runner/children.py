@@ -44,7 +44,7 @@ class Child:
         return Outcome.failed("not_started", f"Its agent did not come within {seconds:g} seconds.")
 
     def told(self) -> str:
-        return "the agent"
+        return "a process"
 
 
 @dataclass

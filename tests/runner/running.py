@@ -139,9 +139,7 @@ async def running_runner(
     are executed by such.
     """
     port = free_port()
-    chosen = RunnerSettings(
-        **{"advertised_url": f"http://{address}:{port}", **await _settings(backend, registry, scratch, port, settings)}
-    )
+    chosen = RunnerSettings(**await _settings(backend, registry, scratch, port, {"host": address, **settings}))
     stop = asyncio.Event()
     serving = asyncio.create_task(
         serve(
@@ -191,7 +189,7 @@ async def runner_process(
             stdout=log,
             stderr=log,
         )
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{settings.get('host', '127.0.0.1')}:{port}"
     try:
         async with aiohttp.ClientSession() as session, RunnerClient(url, registry.token) as client:
             await _until_ready(session, url, lambda: process.returncode is not None)
@@ -210,6 +208,7 @@ async def _settings(
     scratch.mkdir(exist_ok=True)
     return {
         **backend.settings,
+        "advertised_url": f"http://{settings.get('host', '127.0.0.1')}:{port}",
         "port": port,
         "registry_url": registry.url,
         "service_token": await make_token(backend, "runner", "bundles:read"),

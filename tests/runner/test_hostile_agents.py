@@ -119,6 +119,7 @@ _WRITES: dict[str, Any] = {"type": "uploading", "in_parts": True}
         _asks({"type": "put", **_CONTENT}),
         _asks({"type": "upload", "path": "a.bin"}),
         _asks(_WRITES, _WRITES),
+        _asks({**_WRITES, "in_parts": False}, {"type": "upload", "path": "a.bin"}),
         _asks(_WRITES, {"type": "put", **_CONTENT, "path": "../../artifacts/x"}),
         _asks(_WRITES, {"type": "put", **_CONTENT, "path": "/etc/passwd"}),
         _asks(_WRITES, {"type": "put", **_CONTENT, "path": "a//b"}),

@@ -81,9 +81,9 @@ class Cluster:
         finally:
             await api.close()
 
-    async def create_job(self, body: Mapping[str, Any]) -> None:
-        """Create a Job; ClusterRefused with status 409 where one of this name is there."""
-        await self._do(self._batch.create_namespaced_job(self.namespace, dict(body), **_plain()))
+    async def create_job(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a Job, and how it is then; ClusterRefused with status 409 where one of this name is there."""
+        return await self._do(self._batch.create_namespaced_job(self.namespace, dict(body), **_plain()))
 
     async def job(self, name: str) -> dict[str, Any] | None:
         """A Job, or None where there is none of that name."""

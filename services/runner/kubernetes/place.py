@@ -95,6 +95,11 @@ class JobAgent:
         """The API server could not be asked for it just now."""
         self._trouble = trouble
 
+    def learn_of_job(self, job: Job) -> None:
+        """Its Job is there. What the watch says of it, before or after this, is newer."""
+        if self.seen.job is None:
+            self.hear_of_job(job, gone=False)
+
     def hear_of_job(self, job: Job, *, gone: bool) -> None:
         """Its Job has changed."""
         self.seen.job, self.seen.job_gone = job, gone
@@ -177,7 +182,8 @@ class KubernetesPlace:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                await self._cluster.create_job(body)
+                made = await self._cluster.create_job(body)
+                agent.learn_of_job(Job.model_validate(made))
                 return
             except ClusterAway as error:
                 agent.note_trouble(str(error))
@@ -201,6 +207,7 @@ class KubernetesPlace:
                 return False
             job = Job.model_validate(body)
             if job.metadata.annotations.get(LEASE_ANNOTATION) == agent.lease:
+                agent.learn_of_job(job)
                 return True
             await self._cluster.delete_job(name, uid=job.metadata.uid)
         except (ClusterAway, ClusterRefused) as error:

@@ -26,6 +26,7 @@ from services.runner.store import Assignment, Timings
 
 _CAUSE_SECONDS = 5.0
 _GRACE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class RemoteAttempt:
     def handler_called(self) -> bool:
         """Whether the handler was called. An agent that took the attempt and was not heard to the end may have."""
         account = self._account
-        return account.timings.start_ms is not None or (account.taken_at is not None and not account.is_final)
+        known = account.is_started or account.timings.start_ms is not None
+        return known or (account.taken_at is not None and not account.is_final)
 
     async def execute(self) -> Outcome:
         """See the attempt through. Nothing of it is left when this returns or raises AttemptInterrupted."""
@@ -126,6 +128,7 @@ class RemoteAttempt:
                     return taken
                 placed.taken(taken.name)
                 _require_version(taken, placed)
+                self._holder.log.write("system", f"executed by the agent of {placed.told()}")
                 await self._holder.require_released()  # it may have waited for long
                 return await self._converse(taken, placed, provision)
 
@@ -175,6 +178,8 @@ class RemoteAttempt:
         if (reason := self._interrupts.reason) is not None:
             await conversation.interrupt(reason)
         await asyncio.wait((talk,), timeout=rules.abort_seconds + rules.kill_seconds + _GRACE_SECONDS)
+        while conversation.is_uploading and not talk.done() and not self._interrupts.lost:
+            await asyncio.wait((talk,), timeout=_LOOK_SECONDS)  # a handler has done its work: that is not thrown away
 
 
 @contextlib.asynccontextmanager

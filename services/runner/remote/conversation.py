@@ -26,6 +26,7 @@ from services.runner.outputs import OutputLimits
 from services.runner.remote.claims import Taken
 from services.runner.remote.messages import (
     FROM_AGENT,
+    MAX_MILLISECONDS,
     Alive,
     Answer,
     Assigned,
@@ -82,13 +83,17 @@ class Terms:
 
 @dataclass(slots=True)
 class Account:
-    """What is known of an attempt that an agent makes. `begun` is when the holder began with it (time.monotonic)."""
+    """What is known of an attempt that an agent makes. `begun` is when the holder began with it (time.monotonic).
+
+    `is_started`: the handler was called. `is_final`: the agent was heard to the end.
+    """
 
     begun: float
     taken_at: float | None = None
     timings: Timings = field(default_factory=Timings)
     confinement: Confinement | None = None
     received_bytes: int = 0
+    is_started: bool = False
     is_final: bool = False
 
     def note(self, phases: Phases, confined: Confined | None) -> None:
@@ -97,7 +102,7 @@ class Account:
         values = phases.model_dump()
         for name in ("first_byte_ms", "fetch_ms"):
             if values[name] is not None:
-                values[name] += before
+                values[name] = min(values[name] + before, MAX_MILLISECONDS)
         self.timings = Timings(**values)
         if confined is not None:
             self.confinement = Confinement(confined.level, tuple(confined.layers), confined.network)
@@ -121,6 +126,7 @@ class Conversation:
         self._failure: Exception | None = None
         self._readable: set[str] = set()
         self._may_write: bool | None = None
+        self._in_parts = False
         self._system_lines = 0
         self._running: Timings | None = None
         self._progress: Progress | None = None
@@ -160,6 +166,11 @@ class Conversation:
         finally:
             self._taken.left.set()
 
+    @property
+    def is_uploading(self) -> bool:
+        """Whether the handler has done its work, and its outputs are being written."""
+        return self._may_write is True
+
     async def interrupt(self, reason: Interrupt) -> None:
         """Ask the agent to end the attempt."""
         with contextlib.suppress(AgentGone):
@@ -194,6 +205,7 @@ class Conversation:
                     self._write(lines)
                 case Started() as started:
                     self._account.note(started.phases, started.confined)
+                    self._account.is_started = True
                     self._running = self._account.timings
                     self._news.set()
                 case Progress() as progress:
@@ -276,6 +288,9 @@ class Conversation:
             await self._socket.close()  # whoever waits for the next message learns of it
         except AgentGone:
             return  # the same
+        except Exception as error:  # noqa: BLE001  # of the runner's own: the attempt breaks off by it
+            self._failure = error
+            await self._socket.close()
 
     async def _refuse(self, question: Question, reason: Any, error: StowageError) -> None:
         await self._say(Refusal(id=question.id, reason=reason, message=error.message))
@@ -292,11 +307,13 @@ class Conversation:
                     raise NotUnderstood("it wants to write outputs for a second time")
                 self._may_write = False  # until that is announced
                 await self._uploading.enter_async_context(self._holder.uploading(in_parts=in_parts))
-                self._may_write = True
+                self._may_write, self._in_parts = True, in_parts
             case _ if not self._may_write:
                 raise NotUnderstood("it wants to write outputs that were not announced")
             case WantPut(path=path, size=size, digest=digest):
                 return written.put(path, size, digest)
+            case WantUpload() if not self._in_parts:
+                raise NotUnderstood("it wants to write outputs in parts, and none is as large")
             case WantUpload(path=path):
                 await written.begin(path)
             case WantPart(path=path, number=number, size=size, digest=digest):

@@ -50,7 +50,7 @@ class HolderLink:
         self._loop = asyncio.get_running_loop()
         self._ids = count(1)
         self._asked: dict[int, asyncio.Future[PresignedRequest | None]] = {}
-        self._out: deque[Line | BaseModel] = deque()
+        self._out: deque[tuple[Line | BaseModel, int]] = deque()
         self._more = asyncio.Event()
         self._room_bytes = 0
         self._dropped = 0
@@ -87,7 +87,7 @@ class HolderLink:
         if self._room_bytes < 0 and line.source != "system":
             self._dropped += 1
             return
-        self._put(line)
+        self._put(line, cost)
 
     def say(self, message: BaseModel) -> None:
         """Say something, after all that was said before."""
@@ -117,16 +117,16 @@ class HolderLink:
                 await self._gone.wait()
         return self._received
 
-    def _put(self, item: Line | BaseModel) -> None:
-        self._out.append(item)
+    def _put(self, item: Line | BaseModel, cost: int = 0) -> None:
+        self._out.append((item, cost))
         self._more.set()
 
     async def _talk(self) -> None:
         while True:
             await self._more.wait()
             while self._out or self._dropped:
-                with_lines = not self._out or isinstance(self._out[0], Line)
-                message = self._lines() if with_lines else self._out.popleft()
+                with_lines = not self._out or isinstance(self._out[0][0], Line)
+                message = self._lines() if with_lines else self._out.popleft()[0]
                 try:
                     await self._socket.send_str(message.model_dump_json())
                 except (ConnectionError, RuntimeError) as error:
@@ -139,12 +139,12 @@ class HolderLink:
         lines: list[Line] = []
         characters = 0
         while self._out and len(lines) < MAX_LINES and characters < _BATCH_CHARACTERS:
-            first = self._out[0]
+            first, cost = self._out[0]
             if not isinstance(first, Line):
                 break
             self._out.popleft()
             lines.append(first)
-            characters += len(first.message)
+            characters += cost
         dropped, self._dropped = self._dropped, 0
         return Lines(lines=lines, dropped=dropped)
 

@@ -22,6 +22,9 @@ MAX_LINES = 250
 MESSAGE_OVERHEAD_BYTES = 4 * 1024 * 1024
 """What a message may be larger than the largest result, or than parameters and secrets."""
 
+MAX_MILLISECONDS = 2**31 - 1
+"""As PostgreSQL has room for."""
+
 _MAX_LINE_CHARACTERS = 128 * 1024
 _MAX_TEXT = 4100
 _MAX_PARTS = 10_000
@@ -44,7 +47,7 @@ class _Question(_Message):
 
 _Path = Annotated[str, Field(min_length=1, max_length=2048)]
 _Size = Annotated[int, Field(ge=0, le=2**53)]
-_Milliseconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Milliseconds = Annotated[int, Field(ge=0, le=MAX_MILLISECONDS)]
 _Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _Word = Annotated[str, Field(max_length=_MAX_WORD)]
 

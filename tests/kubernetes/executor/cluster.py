@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import socket
@@ -113,6 +114,19 @@ class Namespace:
         path = f"/apis/batch/v1/namespaces/{{ns}}/jobs/{name}"
         await self.request("PATCH", path, {"spec": spec}, kind="application/merge-patch+json")
 
+    async def token_with(self, rules: list[dict[str, Any]]) -> str:
+        """A token of a service account that has these rights here, and no others."""
+        subject = {"kind": "ServiceAccount", "name": "runner", "namespace": self.name}
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "runner"}
+        rights = "/apis/rbac.authorization.k8s.io/v1/namespaces/{ns}"
+        await self.create("/api/v1/namespaces/{ns}/serviceaccounts", {"metadata": {"name": "runner"}})
+        await self.create(f"{rights}/roles", {"metadata": {"name": "runner"}, "rules": rules})
+        binding = {"metadata": {"name": "runner"}, "roleRef": role, "subjects": [subject]}
+        await self.create(f"{rights}/rolebindings", binding)
+        wanted = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
+        made = await self.request("POST", "/api/v1/namespaces/{ns}/serviceaccounts/runner/token", wanted)
+        return str(made["status"]["token"])
+
     async def create(self, path: str, body: Any) -> None:
         """Make something."""
         await self.request("POST", path, body)
@@ -144,3 +158,32 @@ def _own_address(configuration: Configuration) -> str:
         probe.connect((server.hostname, server.port or 443))
         address: str = probe.getsockname()[0]
         return address
+
+
+async def api_server_of(where: Where) -> str:
+    """Its URL."""
+    return str((await _configuration(where.kubeconfig)).host)
+
+
+async def kubeconfig_through(where: Where, url: str, path: Path) -> Path:
+    """A copy of the kubeconfig with another way to the API server."""
+    text = where.kubeconfig.read_text()
+    server = await api_server_of(where)
+    assert server in text
+    path.write_text(text.replace(server, url))
+    return path
+
+
+async def kubeconfig_for(where: Where, token: str, path: Path) -> Path:
+    """A kubeconfig for somebody else."""
+    cluster = {"server": await api_server_of(where), "insecure-skip-tls-verify": True}
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "there", "cluster": cluster}],
+        "users": [{"name": "somebody", "user": {"token": token}}],
+        "contexts": [{"name": "there", "context": {"cluster": "there", "user": "somebody"}}],
+        "current-context": "there",
+    }
+    path.write_text(json.dumps(content))  # which is YAML as well
+    return path

@@ -1,0 +1,263 @@
+"""The Job that the cluster is asked for, and what is read from what became of it."""
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from libs.common.models import Artifact, Limits, RunState
+from services.runner.endings import RunFailed
+from services.runner.holder import Order
+from services.runner.kubernetes.causes import Seen, cause_of, not_begun
+from services.runner.kubernetes.classes import JobClass
+from services.runner.kubernetes.manifest import JobSettings, job_of, label_of
+from services.runner.kubernetes.shapes import Job, Pod
+from services.runner.remote.place import Placement
+from services.runner.settings import RunnerSettings
+
+_LIMITS = RunnerSettings.model_construct().job_limits()
+_CLASSES = {"gpu": JobClass(node_selector={"pool": "gpu"}, tolerations=[{"key": "gpu", "operator": "Exists"}])}
+
+
+def _settings(**more: Any) -> JobSettings:
+    values: dict[str, Any] = {
+        "namespace": "stowage-runs",
+        "image": "stowage/runner:0.1.0",
+        "pull_policy": "IfNotPresent",
+        "service_account": "stowage-run",
+        "start_seconds": 300.0,
+        "kill_seconds": 11.0,
+        "classes": _CLASSES,
+        "cpus": 0.25,
+        "overhead_bytes": 256 * 1024 * 1024,
+        "url": "http://10.0.0.1:7103/internal/attempt",
+        "runner": "runner-0",
+        "platform_check": True,
+        "owner": None,
+    }
+    return JobSettings(**{**values, **more})
+
+
+def _placement(native: list[tuple[str, str]] | None = None, node_class: str | None = None) -> Placement:
+    artifact = Artifact.model_validate(
+        {
+            "digest": "sha256:" + "0" * 64,
+            "contentDigest": "sha256:" + "0" * 64,
+            "objectKey": "artifacts/none",
+            "size": 1,
+            "unpackedSize": 1,
+            "fileCount": 1,
+            "compression": "zstd",
+            "platforms": [],
+            "native": [{"path": path, "platform": platform} for path, platform in native or []],
+            "manifest": {},
+            "createdAt": "2026-01-01T00:00:00Z",
+        }
+    )
+    limits = Limits(node_class=node_class)
+    order = Order("run_01a2", 2, "a-slug-" + "x" * 80, "1.0.0", artifact.digest, artifact, limits, {})
+    return Placement(order, "lease", _LIMITS, 60.0, scratch_bytes=1024, network=True, token="secret")
+
+
+@pytest.mark.parametrize("node_class", [None, "gpu"])
+def test_the_job_is_one_by_the_newest_schema(node_class: str | None) -> None:
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "runner-0", "uid": "1"}
+    job = job_of(_placement(node_class=node_class), _settings(owner=owner))
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    assert job["metadata"]["ownerReferences"] == [owner]
+
+
+def test_the_pod_is_restricted_and_has_nothing_but_its_token() -> None:
+    pod = job_of(_placement(), _settings())["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {variable["name"] for variable in container["env"]} == {
+        "STOWAGE_RUN_ONE_URL",
+        "STOWAGE_RUN_ONE_TOKEN",
+        "STOWAGE_RUN_ONE_SCRATCH_DIR",
+    }
+    assert int(container["resources"]["limits"]["memory"]) == _LIMITS.memory_bytes + 256 * 1024 * 1024
+    assert all("emptyDir" in volume and volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
+
+
+def test_the_pod_goes_where_its_class_and_its_native_code_can_be() -> None:
+    def selector(*native: tuple[str, str], node_class: str | None = None) -> dict[str, str]:
+        spec = job_of(_placement(list(native), node_class), _settings())["spec"]["template"]["spec"]
+        found: dict[str, str] = spec["nodeSelector"]
+        return found
+
+    assert selector() == {"kubernetes.io/os": "linux"}
+    assert selector(node_class="gpu") == {"kubernetes.io/os": "linux", "pool": "gpu"}
+    x64, arm = ("a/x64.node", "linux/x64/glibc"), ("b/arm64.node", "linux/arm64/glibc")
+    assert selector(x64)["kubernetes.io/arch"] == "amd64"
+    assert selector(arm)["kubernetes.io/arch"] == "arm64"
+    with pytest.raises(RunFailed, match="needs darwin/arm64") as refused:
+        selector(("c/mac.node", "darwin/arm64"))
+    assert refused.value.kind == "platform_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [("observatory", "observatory"), ("a" * 62 + "--b", "a" * 62), ("x y", "x-y")]
+)
+def test_labels_are_what_labels_may_be(text: str, label: str) -> None:
+    assert label_of(text) == label
+
+
+def _pod(status: dict[str, Any], **metadata: Any) -> Pod:
+    return Pod.model_validate(
+        {"metadata": {"name": "pod-1", "uid": "1", **metadata}, "spec": {"nodeName": "node-1"}, "status": status}
+    )
+
+
+def _job(*conditions: dict[str, str]) -> Job:
+    return Job.model_validate({"metadata": {"name": "job", "uid": "2"}, "status": {"conditions": list(conditions)}})
+
+
+def _container(**state: Any) -> dict[str, Any]:
+    return {"phase": "Running", "containerStatuses": [{"name": "run", "state": state}]}
+
+
+_MISSED = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}
+_BACKOFF = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "limit"}
+_DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "for another"}
+_DELETED = "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("pod", "job", "taken", "state", "kind", "said"),
+    [
+        (
+            _pod({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}),
+            _job(),
+            True,
+            "lost",
+            "lost",
+            "low on",
+        ),
+        (
+            _pod({"phase": "Failed", "reason": "Evicted", "message": 'Usage of EmptyDir volume "scratch" exceeds'}),
+            _job(_BACKOFF),
+            True,
+            "failed",
+            "disk_exceeded",
+            "diskBytes",
+        ),
+        (_pod({"phase": "Running", "conditions": [_DISRUPTED]}), _job(), True, "lost", "lost", "for another"),
+        (
+            _pod(_container(terminated={"exitCode": 137, "reason": "OOMKilled"})),
+            _job(_BACKOFF),
+            True,
+            "failed",
+            "memory_exceeded",
+            "memoryBytes",
+        ),
+        (
+            _pod(_container(terminated={"exitCode": 137, "reason": "OOMKilled"})),
+            _job(),
+            False,
+            "failed",
+            "not_started",
+            "OVERHEAD_BYTES",
+        ),
+        (
+            _pod(_container(waiting={"reason": "CreateContainerConfigError", "message": "no such key"})),
+            _job(),
+            False,
+            "failed",
+            "not_started",
+            "no such key",
+        ),
+        (
+            _pod(_container(terminated={"exitCode": 128, "reason": "StartError", "message": "no python"})),
+            _job(),
+            False,
+            "failed",
+            "not_started",
+            "no python",
+        ),
+        (
+            _pod(_container(terminated={"exitCode": 1, "reason": "Error", "message": "the agent ends: can't"})),
+            _job(_BACKOFF),
+            False,
+            "failed",
+            "not_started",
+            "the agent ends: can't",
+        ),
+        (_pod(_container(terminated={"exitCode": 1, "reason": "Error"})), _job(), True, "lost", "lost", "code 1"),
+        (_pod(_container(running={}), deletionTimestamp=_DELETED), _job(), True, "lost", "lost", "was deleted"),
+        (
+            _pod(_container(running={}), deletionTimestamp=_DELETED),
+            _job(_MISSED),
+            True,
+            "timed_out",
+            "timed_out",
+            "too long",
+        ),
+        (
+            _pod({"phase": "Failed", "reason": "NodeLost", "message": "the node is gone"}),
+            _job(),
+            True,
+            "lost",
+            "lost",
+            "the node is gone",
+        ),
+    ],
+)
+def test_the_cause_is_told(pod: Pod, job: Job, taken: bool, state: str, kind: str, said: str) -> None:
+    seen = Seen("job", "stowage-runs", _LIMITS, job=job, pod=pod, taken=taken)
+    cause = cause_of(seen)
+    assert cause is not None
+    assert cause.outcome.state is RunState(state)
+    assert cause.outcome.error is not None
+    assert cause.outcome.error.type == kind
+    assert said in cause.outcome.error.message
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        _pod({"phase": "Pending"}),
+        _pod(_container(waiting={"reason": "ContainerCreating"})),
+        _pod(_container(waiting={"reason": "ErrImagePull", "message": "not now"})),  # it is tried once more
+        _pod(_container(running={})),
+        _pod(_container(waiting={}), deletionTimestamp=_DELETED),  # Kubernetes makes another
+    ],
+)
+def test_what_may_still_begin_is_over_for_nobody(pod: Pod) -> None:
+    assert cause_of(Seen("job", "stowage-runs", _LIMITS, job=_job(), pod=pod)) is None
+
+
+@pytest.mark.parametrize(
+    ("pod", "kind", "said"),
+    [
+        (None, "not_started", "got no pod"),
+        (
+            _pod({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available."}]}),
+            "unschedulable",
+            "0/3 nodes are available.",
+        ),
+        (
+            _pod({**_container(waiting={"reason": "ErrImagePull"}), "phase": "Pending"}),
+            "image_unavailable",
+            "ErrImagePull",
+        ),
+        (
+            _pod({**_container(waiting={"reason": "ContainerCreating", "message": "mounting"}), "phase": "Pending"}),
+            "not_started",
+            "mounting",
+        ),
+        (_pod(_container(running={})), "not_started", "STOWAGE_RUNNER_ADVERTISED_URL"),
+    ],
+)
+def test_why_nothing_has_begun_is_told(pod: Pod | None, kind: str, said: str) -> None:
+    outcome = not_begun(Seen("job", "stowage-runs", _LIMITS, job=_job(), pod=pod), 300, "http://runner")
+    assert outcome.error is not None
+    assert outcome.error.type == kind
+    assert said in outcome.error.message
