@@ -18,11 +18,12 @@ import structlog
 
 from benchmarks.report import compare, machine, percentile
 from libs.common.models import RunState
-from tests.backend import Servers, fresh_backend, running_servers
+from tests.backend import fresh_backend, running_servers
 from tests.kubernetes.executor.cluster import Where, fresh_namespace
 from tests.registry.running import running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import RunnerProcess, RunningRunner, runner_process
+from tests.servers import Servers
 
 _NOOP = "export const handler = () => 1;"
 _COMPUTES = """

@@ -21,12 +21,13 @@ from services.runner.kubernetes.shapes import Pod
 from services.runner.kubernetes.watched import Watched
 from services.runner.remote.place import Placement
 from services.runner.settings import RunnerSettings
-from tests.backend import Backend, Servers, fresh_backend
+from tests.backend import Backend, fresh_backend
 from tests.chaos.proxy import StallingProxy
 from tests.kubernetes.executor.cluster import Namespace, Where, api_server_of, kubeconfig_for, kubeconfig_through
 from tests.registry.running import RunningRegistry, running_registry
 from tests.runner.bundles import node, publish
 from tests.runner.running import RunningRunner, runner_process, running_runner
+from tests.servers import Servers
 
 _WAITS_ONCE = """
 export async function handler(context) {
