@@ -45,7 +45,7 @@ def test_a_backup_brings_everything_back(installation: Installation) -> None:
     assert {run["state"] for run in seen["runs"]} == {"succeeded"}
 
 
-def test_scrub_finds_what_a_bucket_lacks(installation: Installation) -> None:
+def test_scrub_finds_what_a_bucket_lacks_and_publishing_again_mends_it(installation: Installation) -> None:
     installation.apply("local")
     with installation.load(1.0, begin_with=2):
         pass
@@ -53,6 +53,10 @@ def test_scrub_finds_what_a_bucket_lacks(installation: Installation) -> None:
     assert installation.script("bucket", source=_BUCKET, target=None, prefixes=["artifacts/"]) > 0
     with pytest.raises(KubectlFailed):
         _registry(installation, "scrub")
+    with installation.load(1.0, begin_with=2) as seen:
+        pass
+    assert {run["state"] for run in seen["runs"]} == {"succeeded"}
+    _registry(installation, "scrub")
 
 
 def _holdings(installation: Installation) -> dict[str, dict[str, dict[str, object]]]:
