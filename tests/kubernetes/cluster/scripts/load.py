@@ -61,7 +61,7 @@ class Load:
         await self.ask("PUT", f"{REGISTRY}/jobs/patient", json=_JOB)
 
     async def ask(self, method: str, url: str, **options: Any) -> Any:
-        """The JSON of an answer, however often one has to ask for it."""
+        """The JSON of an answer, however often one has to ask for it; RuntimeError where the question is wrong."""
         session = self._kept if method == "GET" else self._fresh
         for _ in range(_TRIES):
             try:
@@ -70,7 +70,10 @@ class Load:
                     self.answers[f"{method} {response.status}"] += 1
                     if response.status < 400:
                         return json.loads(body)
-                    self.failures.append(f"{method} {url}: {response.status} {body.decode('utf-8', 'replace')[:300]}")
+                    said = f"{method} {url}: {response.status} {body.decode('utf-8', 'replace')[:300]}"
+                    if response.status < 500:
+                        raise RuntimeError(said)
+                    self.failures.append(said)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self.failures.append(f"{method} {url}: {error!r}")
             await asyncio.sleep(_PAUSE_SECONDS)
