@@ -46,7 +46,7 @@ _NOOP = "export const handler = () => 1;"
 _WAIT = (
     "export const handler = ({ signal }) => new Promise((go) => (setInterval(() => {}, 1000), signal.onabort = go));"
 )
-_CONCURRENCY = 2
+_CONCURRENCY = 4  # of a runner that nobody told otherwise
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,8 @@ def _explained(server: Server, doing: str) -> Iterator[None]:
         raise ProvisionError(f"{server.endpoint} refused to {doing}: {error.code}: {error.message}{hint}") from error
     except (MinioException, urllib3.exceptions.HTTPError) as error:
         raise _Unreachable(f"{server.endpoint} could not be asked to {doing}: {error}") from error
+    except ValueError as error:  # the client's own, before it asks: for example of a bucket's name
+        raise ProvisionError(f"can't {doing}: {error}") from error
 
 
 def works(server: Server, credentials: Credentials) -> bool:
@@ -122,6 +124,8 @@ def works(server: Server, credentials: Credentials) -> bool:
         if error.code in _REFUSED:
             return False
         raise ProvisionError(f"{server.endpoint}: {error.code}: {error.message}") from error
+    except (MinioException, urllib3.exceptions.HTTPError) as error:
+        raise _Unreachable(f"{server.endpoint} can't be reached: {error}") from error
 
 
 def until_usable(server: Server, user: str, credentials: Credentials) -> None:

@@ -67,7 +67,7 @@ def verify_files(options: argparse.Namespace) -> int:
         return _tampered(error)
     except _UNREADABLE as error:
         return _unreadable(error)
-    return _show(verdict)
+    return _show(verdict, signed=True)
 
 
 async def verify(settings: RegistrySettings, options: argparse.Namespace) -> int:
@@ -79,7 +79,8 @@ async def verify(settings: RegistrySettings, options: argparse.Namespace) -> int
     try:
         keys = [_public_key(text) for text in options.public_key]
         if not keys and settings.audit_key_file is not None:
-            keys = [Signer.from_file(settings.audit_name, settings.audit_key_file).public]
+            own = Signer.from_file(settings.audit_name, settings.audit_key_file).public
+            keys = [own, *settings.earlier_audit_keys]
         if not keys:
             print("signatures are not checked: there is neither --public-key nor a key in the settings.")
         url = settings.database_url.get_secret_value()
@@ -92,26 +93,29 @@ async def verify(settings: RegistrySettings, options: argparse.Namespace) -> int
     finally:
         if objects is not None:
             objects.close()
-    return _show(verdict)
+    return _show(verdict, signed=bool(keys))
 
 
 def _public_key(text: str) -> PublicKey:
     return PublicKey.parse(text if "+" in text else Path(text).read_text())
 
 
-def _show(verdict: Verdict) -> int:
+def _show(verdict: Verdict, *, signed: bool) -> int:
+    """Print what was found; the exit code. `signed`: there is a key, so there should be a checkpoint."""
     for note in verdict.notes:
         print(f"note: {note}")
     newest = verdict.newest
     print(f"{verdict.sealed:,} events are as they were sealed; {verdict.unsealed:,} are not sealed yet.")
     if newest is None:
         print("Nothing is signed, so whoever owns the database may have rewritten all of it.")
-    else:
-        checkpoint = newest.checkpoint
-        print(
-            f"{checkpoint.tree_size:,} of them are signed by {newest.source} (root "
-            f"{base64.b64encode(checkpoint.root).decode()}), and {verdict.checkpoints:,} checkpoints agree."
-        )
+        if signed:
+            print("There is a key, so there should be a checkpoint: none was signed yet, or all of them were removed.")
+        return 2 if signed else 0
+    checkpoint = newest.checkpoint
+    print(
+        f"{checkpoint.tree_size:,} of them are signed by {newest.source} (root "
+        f"{base64.b64encode(checkpoint.root).decode()}), and {verdict.checkpoints:,} checkpoints agree."
+    )
     return 0
 
 

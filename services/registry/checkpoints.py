@@ -7,6 +7,7 @@ bucket. A database that was rolled back, restored from a copy or forked has anot
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import asyncpg
@@ -17,7 +18,7 @@ from libs.common.errors import Conflict, NotFound, StowageError
 from libs.common.log import get_logger
 from libs.common.objects import ObjectExists, ObjectStore
 from services.registry import witness
-from services.registry.notes import Checkpoint, InvalidNote, PublicKey, Signer, parse_note
+from services.registry.notes import Checkpoint, InvalidNote, PublicKey, Signer, parse_note, verified
 from services.registry.sealing import seal
 from services.registry.store import trail
 from services.registry.tree import StoredTree, TreeDamaged
@@ -42,12 +43,21 @@ class TrailInconsistent(Conflict):
 
 
 class Checkpoints:
-    """The checkpoints of one registry, which signs where it has a key."""
+    """The checkpoints of one registry, which signs where it has a key. `earlier` keys signed before that one."""
 
-    def __init__(self, pool: Pool, objects: ObjectStore, signer: Signer | None, *, interval_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        objects: ObjectStore,
+        signer: Signer | None,
+        *,
+        interval_seconds: float,
+        earlier: Sequence[PublicKey] = (),
+    ) -> None:
         self._pool = pool
         self._objects = objects
         self._signer = signer
+        self._earlier = tuple(earlier)
         self._interval = timedelta(seconds=interval_seconds)
         self._compared = False
         self._refused_at = 0.0
@@ -109,13 +119,13 @@ class Checkpoints:
         async with self._pool.acquire() as connection:
             size = await trail.tree_size(connection)
             tree = StoredTree(connection)
-            for note in (known.note if known else None, witnessed):
+            for note, place in ((known.note if known else None, "database"), (witnessed, "bucket")):
                 if note is not None:
-                    await self._require_continuation(tree, size, parse_note(note), signer.public.origin)
+                    await self._require_continuation(tree, size, self._signed(note, signer, place))
             checkpoint = Checkpoint(signer.public.origin, size, await tree.root(size))
         start = parse_note(witnessed).tree_size if witnessed else 0
         if size > start:
-            witnessed = await self._show(checkpoint, signer.sign(checkpoint), start)
+            witnessed = await self._show(checkpoint, signer, start)
         if witnessed:
             async with self._pool.acquire() as connection:
                 await trail.insert_checkpoint(connection, size, checkpoint.root, witnessed)
@@ -135,12 +145,24 @@ class Checkpoints:
             raise TrailInconsistent(f"{key} in the bucket can't be continued: {error}") from None
         return note
 
-    async def _require_continuation(self, tree: StoredTree, size: int, earlier: Checkpoint, origin: str) -> None:
-        if earlier.origin != origin:
+    def _signed(self, note: str, signer: Signer, place: str) -> Checkpoint:
+        """The checkpoint in a note that this registry signed; TrailInconsistent where somebody else did."""
+        origin, checkpoint = signer.public.origin, parse_note(note)
+        if checkpoint.origin != origin:
             raise TrailInconsistent(
-                f"the newest checkpoint is of the audit trail “{earlier.origin}”, and this one is “{origin}”. Set "
+                f"the newest checkpoint is of the audit trail “{checkpoint.origin}”, and this one is “{origin}”. Set "
                 "STOWAGE_REGISTRY_AUDIT_ORIGIN to what it was, or begin with another bucket."
             )
+        try:
+            return verified(note, [signer.public, *self._earlier])
+        except InvalidNote as error:
+            raise TrailInconsistent(
+                f"the newest checkpoint in the {place}, of {checkpoint.tree_size} events, is not signed with this "
+                f"registry's key: {error} Somebody else wrote it; or the key was changed, and then the public half of "
+                "the earlier one belongs into STOWAGE_REGISTRY_AUDIT_EARLIER_KEYS."
+            ) from None
+
+    async def _require_continuation(self, tree: StoredTree, size: int, earlier: Checkpoint) -> None:
         if size < earlier.tree_size:
             raise TrailInconsistent(
                 f"a checkpoint of {earlier.tree_size} events was signed, but the audit trail has {size}: its newest "
@@ -154,9 +176,9 @@ class Checkpoints:
                 "were; “python -m services.registry audit-verify” names the first."
             )
 
-    async def _show(self, checkpoint: Checkpoint, note: str, start: int) -> str:
-        """Write to the bucket what came since `start`, and then the checkpoint; the note that is there then."""
-        size = checkpoint.tree_size
+    async def _show(self, checkpoint: Checkpoint, signer: Signer, start: int) -> str:
+        """Write to the bucket what came since `start`, and then the checkpoint, signed; the note that is there then."""
+        size, note = checkpoint.tree_size, signer.sign(checkpoint)
         for first in range(start, size, _LEAVES_AT_ONCE):
             async with self._pool.acquire() as connection:
                 hashes = await trail.hashes_of(connection, 0, first, min(first + _LEAVES_AT_ONCE, size))
@@ -165,7 +187,7 @@ class Checkpoints:
             await in_thread(witness.write_checkpoint, self._objects, size, note)
         except ObjectExists:
             note = await in_thread(witness.read_checkpoint, self._objects, size)
-            if parse_note(note).root != checkpoint.root:
+            if self._signed(note, signer, "bucket").root != checkpoint.root:
                 raise TrailInconsistent(
                     f"another registry signed another audit trail of {size} events. Only one database may write to "
                     "one bucket."

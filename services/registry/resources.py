@@ -113,7 +113,8 @@ async def sealing(app: web.Application) -> AsyncIterator[None]:
     else:
         signer = await asyncio.to_thread(Signer.from_file, settings.audit_name, settings.audit_key_file)
     interval = settings.audit_checkpoint_seconds
-    checkpoints = Checkpoints(app[POOL], app[OBJECTS], signer, interval_seconds=interval)
+    earlier = settings.earlier_audit_keys
+    checkpoints = Checkpoints(app[POOL], app[OBJECTS], signer, interval_seconds=interval, earlier=earlier)
     app[CHECKPOINTS] = checkpoints
     Gauge(
         "stowage_audit_trail_inconsistent",

@@ -9,6 +9,7 @@ from libs.common.archive import ArchiveLimits
 from libs.common.errors import InvalidRequest
 from libs.common.settings import ServiceSettings
 from services.registry.gate import check_patterns
+from services.registry.notes import PublicKey
 from services.registry.store.collection import Retention
 
 _MIB = 1024 * 1024
@@ -63,6 +64,9 @@ class RegistrySettings(ServiceSettings):
     sweep_interval_seconds: float = Field(3600.0, gt=0, description="Time between sweeps of stale uploads.")
 
     audit_key_file: Path | None = Field(None, description="Ed25519 key in PEM that signs the audit trail.")
+    audit_earlier_keys: list[str] = Field(
+        default_factory=list, description="Public keys that signed the audit trail before, as a JSON list."
+    )
     audit_origin: str = Field("", description="Name of the audit trail in what is signed; by default stowage/BUCKET.")
     audit_seal_seconds: float = Field(1.0, gt=0, le=3600, description="Time between sealings of audit events.")
     audit_checkpoint_seconds: float = Field(30.0, gt=0, le=86_400, description="Least time between checkpoints.")
@@ -103,6 +107,18 @@ class RegistrySettings(ServiceSettings):
     def platform_patterns(self) -> list[str]:
         """For which platforms a bundle may be published that does not say so itself."""
         return self.allowed_platforms.split(",")
+
+    @field_validator("audit_earlier_keys")
+    @classmethod
+    def _check_keys(cls, keys: list[str]) -> list[str]:
+        for key in keys:
+            PublicKey.parse(key)
+        return keys
+
+    @property
+    def earlier_audit_keys(self) -> list[PublicKey]:
+        """What checks the signatures from before the present key."""
+        return [PublicKey.parse(key) for key in self.audit_earlier_keys]
 
     @property
     def audit_name(self) -> str:

@@ -42,6 +42,9 @@ _PIECE_COST = 1024
 _DECOMPRESSORS = 2
 """Frames of a bundle that are decompressed at the same time."""
 
+_SMALL_BYTES = 64 * 1024
+"""Size of a tarball up to which it is unpacked sooner by one thread than others are woken."""
+
 Item = TypeVar("Item")
 
 
@@ -93,12 +96,15 @@ def extract_stream(
     limits = limits or ArchiveLimits()
     transfer = _Transfer(chunks, expected_size, cancelled)
     decompression = Decompression(limits)
-    with TreeExtractor(destination) as tree, closing(_ahead(transfer.receive())) as received:
+    alone = expected_size is not None and expected_size <= _SMALL_BYTES
+    with TreeExtractor(destination) as tree, closing(_ahead(transfer.receive(), alone=alone)) as received:
         refused = None
         parser = TarParser(tree, limits)
         with (
             ThreadPoolExecutor(_DECOMPRESSORS, thread_name_prefix="unpack") as pool,
-            closing(_ahead(_decompressed(_batches(decompression, received), pool))) as batches,
+            closing(
+                _ahead(_decompressed(_batches(decompression, received), None if alone else pool), alone=alone)
+            ) as batches,
         ):
             try:
                 for batch in batches:
@@ -169,10 +175,15 @@ def _batches(decompression: Decompression, chunks: Iterable[bytes]) -> Iterator[
     yield batch
 
 
-def _decompressed(batches: Iterator[list[bytes | Frame]], pool: ThreadPoolExecutor) -> Iterator[Future[list[bytes]]]:
-    """The pieces of each batch, as they will be when the pool has decompressed those that are frames."""
+def _decompressed(
+    batches: Iterator[list[bytes | Frame]], pool: ThreadPoolExecutor | None
+) -> Iterator[Future[list[bytes]]]:
+    """The pieces of each batch, as they will be when the pool has decompressed those that are frames.
+
+    Without a pool they are decompressed as they are drawn.
+    """
     for batch in batches:
-        if any(isinstance(piece, Frame) for piece in batch):
+        if pool is not None and any(isinstance(piece, Frame) for piece in batch):
             with suppress(RuntimeError):  # no thread can be had
                 yield pool.submit(_decompress, batch)
                 continue
@@ -185,11 +196,15 @@ def _decompress(batch: list[bytes | Frame]) -> list[bytes]:
     return [piece.decompress() if isinstance(piece, Frame) else piece for piece in batch]
 
 
-def _ahead(items: Iterator[Item]) -> Generator[Item]:
+def _ahead(items: Iterator[Item], *, alone: bool) -> Generator[Item]:
     """The same items, none of which is None, drawn `_AHEAD` in advance by a thread that is gone when this is closed.
 
-    Where no thread can be had (a job may have used up what its pod is allowed) they are drawn one by one.
+    Where it shall be done `alone`, or no thread can be had (a job may have used up what its pod is allowed), they are
+    drawn one by one.
     """
+    if alone:
+        yield from items
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="unpack") as thread:
         try:
             first = thread.submit(next, items, None)

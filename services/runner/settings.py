@@ -32,7 +32,7 @@ class RunnerSettings(ServiceSettings):
     service_token: SecretStr = Field(description="Token for the registry; needs the scope bundles:read.")
 
     concurrency: int = Field(
-        2, ge=2, le=1000, description="Runs at the same time; 64 at most where they are processes of this machine."
+        4, ge=2, le=1000, description="Runs at the same time; 64 at most where they are processes of this machine."
     )
     lease_seconds: float = Field(30.0, ge=1, le=3600, description="Silence after which a runner counts as lost.")
     drain_seconds: float = Field(10.0, ge=0, description="How long runs may go on after SIGTERM.")

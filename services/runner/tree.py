@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -22,7 +23,10 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_MODE, _EXECUTABLE_MODE, _DIRECTORY_MODE = 0o644, 0o755, 0o755
 _WORTH_SHARING = 16
-"""Files in a batch from which on a second thread is woken."""
+"""Files in a batch from which on a second thread may be woken."""
+
+_TRIALS = 3
+"""Batches that are written in either way before it is known which one is faster."""
 
 _MAX_LEFT = 16
 """Directories that are kept open for files that wait to be written."""
@@ -53,14 +57,40 @@ class _File:
 _NO_FILE = _File(-1, "", 0, "")
 
 
+class _Pace:
+    """Whether two threads write files faster than one.
+
+    Creating files is the kernel's work, which two processors share well where it takes long. Where it is quick, the two
+    threads get in each other's way with Python's lock, which both give up and take back for each call. Which of both
+    holds depends on the machine and its file systems: the first batches are written in turn, the others as was faster.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_per_file: dict[bool, list[float]] = {True: [], False: []}
+
+    def shares(self) -> bool:
+        """Whether the next batch is for two threads."""
+        alone, shared = self._seconds_per_file[False], self._seconds_per_file[True]
+        if len(alone) < _TRIALS:
+            return len(shared) < len(alone)
+        if len(shared) < _TRIALS:
+            return True
+        return min(shared) < min(alone)
+
+    def note(self, *, shared: bool, files: int, seconds: float) -> None:
+        """A batch was written."""
+        noted = self._seconds_per_file[shared]
+        if len(noted) < _TRIALS:
+            noted.append(seconds / files)
+
+
 class TreeExtractor:
     """An EntrySink that writes what it is told below `destination`.
 
     `destination` is created (its parent must exist), or must be an empty directory. Modes become 755 or 644. Files that
-    come in one piece are collected and written by `flush`, by two threads: creating files is the kernel's work, which
-    two processors share well, and Python's lock is not held meanwhile. Until then they are kept in memory. `finish`
-    writes what is left and makes the links; without it there are none. Closing releases the descriptors, one for each
-    level of the tree and a few more, and removes nothing. Raises ExtractionError.
+    come in one piece are collected and written by `flush`, with two threads where that is faster. Until then they are
+    kept in memory. `finish` writes what is left and makes the links; without it there are none. Closing releases the
+    descriptors, one for each level of the tree and a few more, and removes nothing. Raises ExtractionError.
     """
 
     def __init__(self, destination: Path) -> None:
@@ -73,6 +103,7 @@ class TreeExtractor:
         self._batch: list[_File] = []
         self._left: list[int] = []  # directories that files of the batch still need
         self._second = ThreadPoolExecutor(1, thread_name_prefix="unpack")
+        self._pace = _Pace()
         self._known: set[str] = {""}
         self._deferred: list[Entry] = []
         self._names: list[str] = []  # the directory that is open, component by component
@@ -136,17 +167,15 @@ class TreeExtractor:
     def flush(self) -> None:
         """Write the files that were collected."""
         batch, self._batch = self._batch, []
-        files = iter(batch)  # which two threads may share
-        shared: list[Future[None]] = []
-        if len(batch) >= _WORTH_SHARING:
-            with suppress(RuntimeError):  # no thread can be had
-                shared.append(self._second.submit(self._write_files, files))
-        try:
-            self._write_files(files)
-        finally:
-            wait(shared)
-        for second in shared:
-            second.result()
+        if len(batch) < _WORTH_SHARING:
+            self._write_files(iter(batch))
+        else:
+            begun, shares = time.perf_counter(), self._pace.shares()
+            if shares:
+                self._write_shared(iter(batch))
+            else:
+                self._write_files(iter(batch))
+            self._pace.note(shared=shares, files=len(batch), seconds=time.perf_counter() - begun)
         self._close_left()
 
     def finish(self) -> None:
@@ -176,6 +205,18 @@ class TreeExtractor:
     def _close_left(self) -> None:
         while self._left:
             os.close(self._left.pop())
+
+    def _write_shared(self, files: Iterator[_File]) -> None:
+        """Write `files` in two threads, which take them in turn."""
+        shared: list[Future[None]] = []
+        with suppress(RuntimeError):  # no thread can be had
+            shared.append(self._second.submit(self._write_files, files))
+        try:
+            self._write_files(files)
+        finally:
+            wait(shared)
+        for second in shared:
+            second.result()
 
     def _write_files(self, files: Iterator[_File]) -> None:
         for file in files:

@@ -77,6 +77,10 @@ def test_server_that_is_not_there_is_named(variables: dict[str, str]) -> None:
     _refused(variables, code=1, sentence=variables["STOWAGE_S3_ENDPOINT"])
 
 
+def test_name_that_no_bucket_can_have_is_refused(variables: dict[str, str]) -> None:
+    _refused({**variables, "STOWAGE_S3_BUCKET": "No_Bucket"}, code=1, sentence="can't make the bucket No_Bucket")
+
+
 @pytest.mark.parametrize("endpoint", ["s3:9000", "ftp://s3", "http://s3/path"])
 def test_what_is_no_url_of_a_server_is_refused(variables: dict[str, str], endpoint: str) -> None:
     variables["STOWAGE_S3_ENDPOINT"] = endpoint

@@ -202,13 +202,32 @@ async def test_nothing_is_signed_beside_what_another_database_signed(trail: Trai
         await trail.sign()
 
 
+async def test_what_somebody_else_signed_is_not_continued(trail: Trail, tmp_path: Path) -> None:
+    """Who can write to both, and has no key, could otherwise have any history signed as the one that always was."""
+    await trail.grow(2)
+    read_or_make_key(tmp_path / "mallory.pem")
+    mallory = Signer.from_file(ORIGIN, tmp_path / "mallory.pem")
+    await trail.append(1)
+    await seal(trail.pool)
+    async with trail.pool.acquire() as connection:
+        forged = mallory.sign(Checkpoint(ORIGIN, 3, await StoredTree(connection).root(3)))
+    trail.objects.put("audit/checkpoints/0000000000000003.txt", forged.encode(), content_type="text/plain")
+    checkpoints = trail.checkpoints()
+    with pytest.raises(Exception, match="in the bucket, of 3 events, is not signed with this registry's key"):
+        await checkpoints.sign_if_due()
+    assert checkpoints.refusal
+    assert await trail.backend.fetch("SELECT FROM audit.checkpoints WHERE tree_size = 3") == []
+
+
 async def test_a_new_key_continues_what_the_old_one_signed(trail: Trail, tmp_path: Path) -> None:
     await trail.grow(2)
     read_or_make_key(tmp_path / "next.pem")
     following = Signer.from_file(ORIGIN, tmp_path / "next.pem")
     await trail.append(1)
     await seal(trail.pool)
-    await trail.checkpoints(following).sign_if_due()
+    with pytest.raises(Exception, match="belongs into STOWAGE_REGISTRY_AUDIT_EARLIER_KEYS"):
+        await trail.checkpoints(following).sign_if_due()
+    await trail.checkpoints(following, trail.signer.public).sign_if_due()
     notes = [row["note"] for row in await trail.backend.fetch("SELECT note FROM audit.checkpoints ORDER BY tree_size")]
     assert [verified(note, [trail.signer.public, following.public]).tree_size for note in notes] == [2, 3]
 

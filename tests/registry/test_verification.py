@@ -324,3 +324,10 @@ async def test_commands_say_what_they_found(
     code, said = await run("--public-key", key)
     assert code == 1
     assert said == "The audit trail is not what it was: event 3, at position 2 of the tree, was removed.\n"
+
+    await trail.as_owner("TRUNCATE audit.events, audit.leaves, audit.subtrees, audit.checkpoints, audit.unsealed")
+    for removed in trail.backend.keys("audit/"):
+        trail.objects.delete(removed)
+    code, said = await run("--public-key", key)
+    assert (code, "none was signed yet, or all of them were removed" in said) == (2, True)
+    assert (await run())[0] == 0

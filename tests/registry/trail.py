@@ -11,7 +11,7 @@ from libs.common import audit
 from libs.common.database import Pool, open_pool
 from libs.common.objects import ObjectStore
 from services.registry.checkpoints import Checkpoints
-from services.registry.notes import Signer, read_or_make_key
+from services.registry.notes import PublicKey, Signer, read_or_make_key
 from services.registry.sealing import seal
 from tests.backend import Backend
 
@@ -40,9 +40,9 @@ class Trail:
                 for number in range(count)
             ]
 
-    def checkpoints(self, signer: Signer | None = None) -> Checkpoints:
+    def checkpoints(self, signer: Signer | None = None, *earlier: PublicKey) -> Checkpoints:
         """As a registry that was just started has them."""
-        return Checkpoints(self.pool, self.objects, signer or self.signer, interval_seconds=1e-6)
+        return Checkpoints(self.pool, self.objects, signer or self.signer, interval_seconds=1e-6, earlier=earlier)
 
     async def sign(self) -> None:
         """Seal and sign what there is."""

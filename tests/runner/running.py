@@ -213,6 +213,7 @@ async def _settings(
         "registry_url": registry.url,
         "service_token": await make_token(backend, "runner", "bundles:read"),
         "scratch_dir": scratch,
+        "concurrency": 2,
         "abort_seconds": 0.3,
         "kill_seconds": 0.3,
         **settings,
