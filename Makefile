@@ -8,6 +8,8 @@ CONTAINER_ENGINE ?= $(shell command -v podman || command -v docker)
 IMAGE_PREFIX ?= stowage
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
+CLUSTER := $(or $(STOWAGE_TEST_KUBECONFIG),$(KUBECONFIG))
+
 .PHONY: help demo up images test test-compose test-kubernetes stand-ins chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
@@ -27,7 +29,7 @@ images: ## Build the images of registry, builder and runner with podman or docke
 			--build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" . || exit 1; done
 
 test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
-	@$(BIN)/pytest --numprocesses 3 --dist worksteal
+	@$(BIN)/pytest --numprocesses 3 --dist worksteal $(TESTED_BEFORE:%=--ignore %)
 
 test-compose: $(VENV)/.dev ## Build the images, bring infra/compose.yaml up, run the observatory in it (docker or podman)
 	@$(BIN)/python -m tests.compose
@@ -48,7 +50,8 @@ fuzz: $(VENV)/.dev ## Feed damaged archives, manifests and binaries to what read
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 # The cluster's tests come first, so that the last summary is that of all others.
-check: lint types imports $(if $(STOWAGE_TEST_KUBECONFIG)$(KUBECONFIG),test-kubernetes) test ## What CI runs: format, lint, types, import contracts, tests
+check: TESTED_BEFORE := $(if $(CLUSTER),tests/kubernetes)
+check: lint types imports $(if $(CLUSTER),test-kubernetes) test ## What CI runs: format, lint, types, import contracts, tests
 
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format .

@@ -1,5 +1,7 @@
 """What the manifests say in several places agrees: settings, sizes, times, names."""
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from libs.common.settings import ServiceSettings
 from services.builder.settings import BuilderSettings
 from services.registry.settings import RegistrySettings
 from services.runner.settings import RunnerSettings
-from tests.kubernetes.kubectl import Manifest
+from tests.kubernetes.kubectl import MANIFESTS, Manifest, render
 from tests.kubernetes.manifests.rendered import (
     OVERLAYS,
     SERVICES,
@@ -125,6 +127,37 @@ def test_runs_have_the_image_of_their_runner(name: str, tmp_path: Path) -> None:
     environment = _environment(overlay(name), container, tmp_path)
     assert environment["STOWAGE_RUNNER_KUBERNETES_IMAGE"] == container["image"]
     assert environment["STOWAGE_RUNNER_ADVERTISED_URL"] == "http://10.0.0.1:7103"
+
+
+def test_layers_of_ones_own_may_have_images_and_places_of_their_own(tmp_path: Path) -> None:
+    """As docs/kubernetes.md goes through it: one layer, and one above for runs as Jobs."""
+    lower, upper = tmp_path / "lower", tmp_path / "upper"
+    for directory in (lower, upper):
+        directory.mkdir()
+    infra = os.path.relpath(MANIFESTS, lower.resolve())
+    names = {f"stowage/{service}": f"registry.example/stowage/{service}" for service in SERVICES}
+    place = {
+        "name": "object-storage",
+        "namespace": "stowage",
+        "behavior": "merge",
+        "literals": ["endpoint=https://s3.own"],
+    }
+    layer = {
+        "resources": [f"{infra}/overlays/production"],
+        "images": [{"name": name, "newName": own} for name, own in names.items()],
+        "configMapGenerator": [place],
+    }
+    (lower / "kustomization.yaml").write_text(json.dumps(layer))
+    components = [f"{infra}/components/{component}" for component in ("run-jobs", "run-policies")]
+    (upper / "kustomization.yaml").write_text(json.dumps({"resources": ["../lower"], "components": components}))
+    manifests = render(upper)
+    images = {
+        container["image"].rpartition(":")[0] for _, spec in pod_specs(manifests) for container in containers(spec)
+    }
+    assert images == set(names.values())
+    environment = _environment(manifests, _container(manifests, "runner"), tmp_path)
+    assert environment["STOWAGE_RUNNER_KUBERNETES_IMAGE"] == _container(manifests, "runner")["image"]
+    assert environment["STOWAGE_RUNNER_S3_ENDPOINT"] == "https://s3.own"
 
 
 @every_overlay
