@@ -9,9 +9,9 @@ from tests.kubernetes.cluster.installation import SERVICES, Installation, until
 
 pytestmark = pytest.mark.timeout(900)
 
-_PER_SECOND = 1.0
-_RUNS_BEFORE = 8
-"""So many runs are under way before something happens to the pods."""
+_PER_SECOND = {"process": 1.0, "kubernetes": 0.3}
+_RUNS_BEFORE = 5
+"""So many runs were accepted before something happens to the pods."""
 
 
 def test_everything_is_ready(installation: Installation, executor: str) -> None:
@@ -38,19 +38,21 @@ def test_the_observatory_is_imported_and_its_workflows_run(installation: Install
 
 def test_a_rolling_restart_loses_no_request_and_no_run(installation: Installation, executor: str) -> None:
     before = {service: {pod.name for pod in installation.pods(service)} for service in ("registry", "runner")}
-    with installation.load(_PER_SECOND, begin_with=_RUNS_BEFORE) as seen:
+    with installation.load(_PER_SECOND[executor], begin_with=_RUNS_BEFORE) as seen:
         installation.run("rollout", "restart", "deployment/registry", "deployment/runner")
         for service, names in before.items():
             installation.wait_rolled_out(service)
             assert not names & {pod.name for pod in installation.pods(service)}
     _check_runs(seen)
     assert seen["failures"] == []
-    attempts = Counter(len(run["attempts"]) for run in seen["runs"])
-    assert attempts.keys() == {1}, f"runs were handed on with {executor}: {attempts}"
+    attempts = Counter(state for run in seen["runs"] for state in run["attempts"])
+    assert attempts.keys() <= {"succeeded", "handed_back"}, attempts
+    if executor == "process":  # they take two seconds; a pod may take longer than a runner waits for it
+        assert attempts.keys() == {"succeeded"}, attempts
 
 
 def test_eviction_of_all_runners_loses_no_run(installation: Installation, executor: str) -> None:
-    with installation.load(_PER_SECOND, begin_with=_RUNS_BEFORE) as seen:
+    with installation.load(_PER_SECOND[executor], begin_with=_RUNS_BEFORE) as seen:
         for pod in installation.pods("runner"):
             installation.evict(pod.name)
             installation.wait_rolled_out("runner")
@@ -60,7 +62,7 @@ def test_eviction_of_all_runners_loses_no_run(installation: Installation, execut
 
 
 def test_a_killed_runner_loses_no_run(installation: Installation, executor: str) -> None:
-    with installation.load(_PER_SECOND, begin_with=_RUNS_BEFORE) as seen:
+    with installation.load(_PER_SECOND[executor], begin_with=_RUNS_BEFORE) as seen:
         victim = installation.pods("runner")[0].name
         installation.run("delete", "pod", victim, "--grace-period=0", "--force")
         installation.wait_rolled_out("runner")
