@@ -1,6 +1,7 @@
 """What the audit trail costs, each pair measured in turn: `python -m benchmarks.audit`.
 
-- Publishing by eight writers, with events that are written, sealed and signed, against a registry that keeps no trail.
+- Publishing by eight writers, with events that are written, sealed and signed, against a registry that keeps no trail:
+  time, and CPU time of registry and PostgreSQL until the last event is sealed.
 - Pages of `GET /audit` of a million events against those of a thousand, first and deep, with every kind of filter; and
   which indexes PostgreSQL took for them.
 - Sealing, proofs, and `audit-verify` of so many events: time, and memory against a tenth of them.
@@ -16,15 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import asyncpg
-from asyncpg.connection import LoggedQuery
 
+from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, parent_of
 from benchmarks.report import compare, machine, percentile
 from libs.common.cursors import encode_cursor
 from libs.common.database import open_pool
@@ -42,14 +43,16 @@ _FEW = 1000
 _NEVER = 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# An event a second until now, of two hundred bundles: nine tenths by a builder (in the first half by an older one), the
-# others by a thousand people.
+# An event a second until now, of $2 bundles with $3 versions each: nine tenths by a builder (in the first half by an
+# older one), the others by $4 people.
 _FILL = """
     INSERT INTO audit.events (at, actor, action, subject, digest, detail)
     SELECT now() - make_interval(secs => $1 - n),
-           CASE WHEN n % 10 = 0 THEN 'person-' || n / 10 % 1000 WHEN n < $1 / 2 THEN 'old-builder' ELSE 'builder' END,
+           CASE WHEN n % 10 = 0 THEN 'person-' || n / 10 % $4::integer
+                WHEN n < $1 / 2 THEN 'old-builder'
+                ELSE 'builder' END,
            CASE n % 3 WHEN 0 THEN 'version.published' WHEN 1 THEN 'version.replaced' ELSE 'run.accepted' END,
-           'bundle-' || n % 200 || '@1.' || n / 200 % 50 || '.0',
+           'bundle-' || n % $2::integer || '@1.' || n / $2::integer % $3::integer || '.0',
            'sha256:' || encode(sha256(n::text::bytea), 'hex'),
            jsonb_build_object('revision', n % 7)
     FROM generate_series(1, $1::integer) AS n
@@ -61,6 +64,7 @@ class Server:
     """A registry in a process of its own."""
 
     backend: Backend
+    pid: int
     url: str
     headers: dict[str, str]
 
@@ -69,13 +73,21 @@ class Server:
 async def _server(servers: Servers, module: str = "services.registry", **settings: object) -> AsyncIterator[Server]:
     async with (
         fresh_backend(servers) as backend,
-        registry_process(backend, module=module, log_level="error", **settings) as (_, port),
+        registry_process(backend, module=module, log_level="error", **settings) as (process, port),
     ):
         token = await make_token(backend, "benchmark", "admin")
-        yield Server(backend, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {token}"})
+        yield Server(backend, process.pid, f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {token}"})
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Cost:
+    """What publications cost, each in seconds."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
 
 async def _compare_publishing(servers: Servers, key_file: Path, rounds: int, publications: int) -> None:
@@ -85,20 +97,44 @@ async def _compare_publishing(servers: Servers, key_file: Path, rounds: int, pub
         _server(servers, "benchmarks.unaudited") as unaudited,
         aiohttp.ClientSession() as session,
     ):
-        ours: list[float] = []
-        theirs: list[float] = []
-        for number in range(rounds + 1):
+        ours, theirs = _Cost(), _Cost()
+        postmaster = await _postmaster(audited.backend)
+        for number in range(rounds + 2):
             bundles = [(slug, bundle(slug)) for slug in (f"hello-{next(numbers)}" for _ in range(publications))]
             pairs = [(audited, ours), (unaudited, theirs)]
-            for server, times in pairs if number % 2 else reversed(pairs):
+            for server, cost in pairs if number % 2 else reversed(pairs):
+                before = cpu_seconds(server.pid) + cpu_seconds_of_family(postmaster)
                 elapsed = await _publish(session, server, bundles)
-                if number:  # the first round only warms up
-                    times.append(elapsed / publications)
+                await _until_sealed(server.backend)
+                cpu = cpu_seconds(server.pid) + cpu_seconds_of_family(postmaster) - before
+                if number > 1:  # the first rounds only warm up
+                    cost.wall.append(elapsed / publications)
+                    cost.cpu.append(cpu / publications)
         (events,) = await audited.backend.fetch("SELECT count(*) AS count FROM audit.leaves")
         (none,) = await unaudited.backend.fetch("SELECT count(*) AS count FROM audit.events WHERE actor = 'benchmark'")
         assert none["count"] == 0
         print(f"{events['count']} events were sealed meanwhile")
-    compare("publish a bundle, 8 writers", ours, theirs, against="no audit trail", target="at most 1.10")
+    name, against, target = "publish a bundle, 8 writers", "no audit trail", "at most 1.10"
+    compare(f"{name}: time", ours.wall, theirs.wall, against=against, target=target)
+    compare(f"{name}: CPU time", ours.cpu, theirs.cpu, against=against, target="none")
+
+
+async def _postmaster(backend: Backend) -> int:
+    connection = await asyncpg.connect(backend.database_url)
+    try:
+        return parent_of(connection.get_server_pid())
+    finally:
+        await connection.close()
+
+
+async def _until_sealed(backend: Backend) -> None:
+    connection = await asyncpg.connect(backend.database_url)
+    try:
+        async with asyncio.timeout(60):
+            while await connection.fetchval("SELECT EXISTS (SELECT FROM audit.unsealed)"):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.2)
+    finally:
+        await connection.close()
 
 
 async def _publish(session: aiohttp.ClientSession, server: Server, bundles: list[tuple[str, bytes]]) -> float:
@@ -120,9 +156,11 @@ async def _publish(session: aiohttp.ClientSession, server: Server, bundles: list
 
 
 async def _fill(backend: Backend, events: int) -> None:
+    # So that a page of whatever is asked for is full, however many events there are in all.
+    spread = (200, 50, 1000) if events > _FEW else (4, 2, 2)
     connection = await asyncpg.connect(backend.database_url)
     try:
-        await connection.execute(_FILL, events, timeout=1200)
+        await connection.execute(_FILL, events, *spread, timeout=1200)
         await connection.execute("VACUUM ANALYZE audit.events", timeout=600)
     finally:
         await connection.close()
@@ -143,13 +181,13 @@ async def _asked(backend: Backend) -> dict[str, tuple[trail.EventFilter, tuple[d
         "actor": (wanted(actor="builder"), None),
         "actor, in the middle": (wanted(actor="builder"), deep),
         "actor of long ago": (wanted(actor="old-builder"), None),
-        "rare actor": (wanted(actor="person-7"), None),
+        "rare actor": (wanted(actor="person-1"), None),
         "action, until the middle": (wanted(action="run.accepted", until=middle), None),
-        "a bundle": (wanted(subject="bundle-7"), None),
-        "a bundle, in the middle": (wanted(subject="bundle-7"), deep),
-        "a version": (wanted(subject="bundle-7@1.0.0"), None),
-        "a bundle and its actor": (wanted(subject="bundle-7", actor="builder"), None),
-        "the same, until the middle": (wanted(subject="bundle-7", actor="builder", until=middle), None),
+        "a bundle": (wanted(subject="bundle-3"), None),
+        "a bundle, in the middle": (wanted(subject="bundle-3"), deep),
+        "a version": (wanted(subject="bundle-3@1.0.0"), None),
+        "a bundle and its actor": (wanted(subject="bundle-3", actor="builder"), None),
+        "the same, until the middle": (wanted(subject="bundle-3", actor="builder", until=middle), None),
         "actor, action, since the middle": (wanted(actor="builder", action="run.accepted", since=middle), None),
     }
 
@@ -157,7 +195,11 @@ async def _asked(backend: Backend) -> dict[str, tuple[trail.EventFilter, tuple[d
 def _query(wanted: trail.EventFilter, before: tuple[datetime, int] | None) -> dict[str, str]:
     """The query string that asks for it."""
     given = {name: getattr(wanted, name) for name in ("actor", "action", "subject", "since", "until")}
-    texts = {name: str(value) for name, value in given.items() if value is not None}
+    texts = {
+        name: value.isoformat() if isinstance(value, datetime) else str(value)
+        for name, value in given.items()
+        if value is not None
+    }
     if before is not None:
         texts["cursor"] = encode_cursor((before[0] - _EPOCH) // timedelta(microseconds=1), before[1])
     return texts
@@ -165,12 +207,9 @@ def _query(wanted: trail.EventFilter, before: tuple[datetime, int] | None) -> di
 
 async def _plan(backend: Backend, wanted: trail.EventFilter, before: tuple[datetime, int] | None) -> str:
     """How PostgreSQL reads it: kinds of scans and their indexes."""
-    asked: list[LoggedQuery] = []
+    statement, values = trail.list_statement(wanted, before=before, limit=51)
     async with open_pool(backend.database_url, size=1, application_name="benchmark") as pool, pool.acquire() as own:
-        with own.query_logger(asked.append):
-            await trail.list_events(own, wanted, before=before, limit=51)
-            await asyncio.sleep(0)  # the logger is called by the loop
-        explained = await own.fetchval(f"EXPLAIN (FORMAT JSON) {asked[0].query}", *asked[0].args)
+        explained = await own.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *values)
     return ", ".join(_scans(explained[0]["Plan"]))
 
 
@@ -265,8 +304,8 @@ async def _measure(servers: Servers, options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--publications", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--publications", type=int, default=100)
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("parts", nargs="*", default=["publish", "pages", "check"], help="what to measure")

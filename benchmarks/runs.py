@@ -106,7 +106,7 @@ async def _duckdb(stack: _Stack, rounds: int) -> None:
     await stack.publish("opens-duckdb", b"".join(pack(tree)))
     gzipped = await asyncio.to_thread(_output, ["tar", "-czf", "-", "-C", str(tree), "."])
     upload = stack.objects.upload("benchmark.tgz", content_type="application/gzip")
-    upload.part(gzipped)
+    upload.write(gzipped)
     upload.complete()
     url = stack.objects.presigned_url("benchmark.tgz", expires_seconds=3600, filename="bundle.tgz")
     ours, theirs = [], []

@@ -82,10 +82,10 @@ def _store(objects: ObjectStore, key: str, chunks: Iterable[bytes]) -> Stored:
         size += len(chunk)
         part += chunk
         if len(part) >= 8 * 1024 * 1024:
-            upload.part(memoryview(bytes(part)))
+            upload.write(bytes(part))
             part.clear()
     if part:
-        upload.part(memoryview(bytes(part)))
+        upload.write(bytes(part))
     upload.complete()
     return Stored(key, f"sha256:{digest.hexdigest()}", size)
 

@@ -102,21 +102,26 @@ class RegistryClient(ServiceClient):
         expected_digest: str | None = None,
         build_id: str | None = None,
         digest: str | None = None,
+        size: int | None = None,
     ) -> tuple[int, models.Version]:
         """Publish a tarball: the status (201 new, 200 replaced or identical) and the version as it is now.
 
-        With its `digest` it is checked against that, and stored without a copy.
+        With its `digest` it is checked against that, and stored without a copy; with its `size` in bytes as well it
+        streams through to the bucket.
         """
         wanted = {"reason": reason, "expectedDigest": expected_digest, "buildId": build_id, "digest": digest}
         parameters = {key: value for key, value in wanted.items() if value is not None}
         if force:
             parameters["force"] = "true"
+        headers = {"Content-Type": "application/octet-stream"}
+        if size is not None:
+            headers["Content-Length"] = str(size)
         async with self.request(
             "PUT",
             f"/job-bundles/{quote(slug, safe='')}/versions/{quote(version, safe='')}",
             params=parameters,
             data=body,
-            headers={"Content-Type": "application/octet-stream"},
+            headers=headers,
             timeout=_STREAMING,
         ) as response:
             return response.status, models.Version.model_validate_json(await response.read())

@@ -1,5 +1,6 @@
 """Names: identifiers that we make, and slugs, versions and digests that callers give."""
 
+import functools
 import re
 import secrets
 import time
@@ -30,9 +31,14 @@ def check_slug(slug: str) -> str:
 
 def check_version(version: str) -> str:
     """Return `version`, or raise InvalidRequest: a semantic version (semver.org 2.0.0) such as `2.0.0-rc.1`."""
-    if len(version) > _MAX_VERSION_LENGTH or not semver.Version.is_valid(version):
+    if len(version) > _MAX_VERSION_LENGTH or not _is_semantic(version):
         raise InvalidRequest(f"“{version[:140]}” is not a semantic version: use MAJOR.MINOR.PATCH such as 1.2.0.")
     return version
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_semantic(version: str) -> bool:
+    return semver.Version.is_valid(version)
 
 
 def check_digest(digest: str) -> str:

@@ -10,7 +10,8 @@ from datetime import datetime
 
 from libs.common.errors import NotFound
 from libs.common.journal import Journal, JournalWriter, render_lines
-from libs.common.objects import ObjectMissing, ObjectStore
+from libs.common.object_errors import ObjectMissing
+from libs.common.objects import ObjectStore
 from libs.common.retention import gone
 
 _CONTENT_TYPE = "text/plain; charset=utf-8"

@@ -35,6 +35,7 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
         )
+        self._requests_of: dict[tuple[str, str, int], Histogram] = {}
         self._lag = Histogram(
             "stowage_event_loop_lag_seconds",
             "How much later than asked the event loop woke a task, sampled every 50 ms.",
@@ -55,7 +56,10 @@ class Metrics:
         # Where no route matched, path and method are whatever somebody sent.
         route = resource.canonical if resource is not None else "unmatched"
         method = request.method if request.method in hdrs.METH_ALL else "other"
-        self._requests.labels(method, route, str(status)).observe(seconds)
+        found = self._requests_of.get((method, route, status))
+        if found is None:
+            found = self._requests_of[method, route, status] = self._requests.labels(method, route, str(status))
+        found.observe(seconds)
 
     def watch_pool(self, pool: Pool) -> None:
         """Show how many of the connections of `pool` are used and idle, and how many there may be."""

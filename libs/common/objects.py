@@ -16,45 +16,19 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import boto3
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
-from urllib3.exceptions import HTTPError
 
-from libs.common.errors import StowageError, Unavailable
+from libs.common.object_errors import ObjectMissing, translated
+from libs.common.object_uploads import KnownBytes, StreamedUpload, Upload, UploadTarget
 from libs.common.s3_clock import ServerClock
 from libs.common.s3_requests import ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, ObjectRequests, PresignedRequest
 from libs.common.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
-
-PART_BYTES = 8 * 1024 * 1024
-"""Size of the parts of a multipart upload; S3 wants at least 5 MiB for all but the last."""
 
 _READ_BYTES = 1024 * 1024
-_ABSENT = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
-_PRESENT = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 _METADATA = "x-amz-meta-"
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
-
-
-class ObjectMissing(StowageError):
-    """No object has this key."""
-
-    kind = "object-missing"
-
-
-class ObjectExists(StowageError):
-    """An object has this key already, and was not to be replaced."""
-
-    kind = "object-exists"
-
-
-class ObjectStoreUnavailable(Unavailable):
-    """The S3 server can't be reached, refuses our credentials, or broke off."""
-
-    kind = "object-store-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +91,6 @@ def output_key(run_id: str, attempt: int, path: str) -> str:
     return f"outputs/{run_id}/{attempt}/{path}"
 
 
-@contextlib.contextmanager
-def translated(action: str, key: str) -> Iterator[None]:
-    """Raise botocore's and urllib3's errors as ours; `action` and `key` complete the sentence “could not …”."""
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _ABSENT:
-            raise ObjectMissing(f"the bucket has no object {key}", key=key) from error
-        if code in _PRESENT:
-            raise ObjectExists(f"the bucket has an object {key} already", key=key) from error
-        if code in _DENIED:
-            raise ObjectStoreUnavailable(
-                f"the S3 server refused to {action} {key}: {code}. Check the S3 credentials."
-            ) from error
-        raise ObjectStoreUnavailable(f"the S3 server could not {action} {key}: {code or error}") from error
-    except (BotoCoreError, HTTPError, OSError) as error:
-        raise ObjectStoreUnavailable(
-            f"the S3 server can't be reached to {action} {key}: {type(error).__name__}"
-        ) from error
-
-
 def checksum_of(data: bytes | memoryview) -> str:
     """The SHA-256 of `data` as S3 writes it."""
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
@@ -153,7 +105,8 @@ def _session() -> boto3.session.Session:
 class ObjectStore:
     """One bucket of an S3 server.
 
-    What is one request for one object is sent by `ObjectRequests`; boto3 does what takes several, copies and presigns.
+    What is one request for an object or a part of it is sent by `ObjectRequests`; boto3 begins and ends uploads, lists,
+    copies and presigns.
     """
 
     def __init__(self, settings: ServiceSettings, *, connections: int = 32) -> None:
@@ -216,9 +169,13 @@ class ObjectStore:
         with translated("write", key):
             self._requests.send("PUT", key, headers=headers, body=data)
 
-    def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> "Upload":
+    def upload(self, key: str, *, content_type: str, metadata: Mapping[str, str] | None = None) -> Upload:
         """Begin to write an object in parts. Nothing is visible before `Upload.complete`."""
-        return Upload(self._client, self._requests, self.bucket, key, content_type, metadata or {})
+        return Upload(UploadTarget(self._client, self._requests, self.bucket, key, content_type, metadata or {}))
+
+    def stream(self, key: str, known: KnownBytes, *, content_type: str) -> Upload:
+        """Begin to write an object whose bytes are known before they come, as one part; of MAX_PART_BYTES at most."""
+        return StreamedUpload(UploadTarget(self._client, self._requests, self.bucket, key, content_type), known)
 
     def copy(self, source: str, target: str, *, content_type: str, metadata: Mapping[str, str]) -> None:
         """Copy within the bucket, on the server, giving the target its own content type and metadata."""
@@ -334,83 +291,3 @@ class ObjectBody:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def of_an_upload(key: str) -> Iterator[None]:
-    """An upload that is gone was ended by a sweep, or by the server: it may be made again."""
-    try:
-        yield
-    except ObjectMissing as error:
-        raise ObjectStoreUnavailable(f"the upload of {key} was ended while it went on. Do it again.") from error
-
-
-class Upload:
-    """A multipart upload. Either `complete` or `abort` ends it; both may be called from worker threads, in turn."""
-
-    def __init__(
-        self,
-        client: "S3Client",
-        requests: ObjectRequests,
-        bucket: str,
-        key: str,
-        content_type: str,
-        metadata: Mapping[str, str],
-    ) -> None:
-        self._client = client
-        self._requests = requests
-        self._bucket = bucket
-        self.key = key
-        self._parts: list[CompletedPartTypeDef] = []
-        with translated("write", key):
-            answer = client.create_multipart_upload(
-                Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata), ChecksumAlgorithm="SHA256"
-            )
-        self._upload_id = answer["UploadId"]
-
-    def part(self, data: bytes | memoryview) -> None:
-        """Send the next part: PART_BYTES, or less for the last. The server verifies its SHA-256."""
-        checksum = checksum_of(data)
-        number = len(self._parts) + 1
-        with of_an_upload(self.key), translated("write", self.key):
-            answer = self._client.upload_part(
-                Bucket=self._bucket,
-                Key=self.key,
-                UploadId=self._upload_id,
-                PartNumber=number,
-                Body=bytes(data) if isinstance(data, memoryview) else data,
-                ChecksumSHA256=checksum,
-            )
-        self.add_part(answer["ETag"], checksum)
-
-    def presigned_part(self, number: int, *, size: int, checksum: str, expires_seconds: int) -> PresignedRequest:
-        """A request that sends a part of `size` bytes with this checksum, and no other; `add_part` it then."""
-        return self._requests.presign(
-            "PUT",
-            self.key,
-            headers={"Content-Length": str(size), "x-amz-checksum-sha256": checksum},
-            query={"partNumber": str(number), "uploadId": self._upload_id},
-            expires_seconds=expires_seconds,
-        )
-
-    def add_part(self, etag: str, checksum: str) -> None:
-        """Count a part that was sent as the next one; `etag` is what the server answered."""
-        self._parts.append({"ETag": etag, "PartNumber": len(self._parts) + 1, "ChecksumSHA256": checksum})
-
-    def complete(self) -> None:
-        """Make the object visible."""
-        with of_an_upload(self.key), translated("write", self.key):
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket,
-                Key=self.key,
-                UploadId=self._upload_id,
-                MultipartUpload={"Parts": self._parts},
-            )
-
-    def abort(self) -> None:
-        """Forget the upload and its parts; nothing was or becomes visible."""
-        try:
-            with translated("abort the upload of", self.key):
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=self.key, UploadId=self._upload_id)
-        except ObjectMissing:
-            return

@@ -70,9 +70,11 @@ def parse_model(body: bytes, model: type[Model]) -> Model:
 
 def read_query(request: web.Request, model: type[Model]) -> Model:
     """The query string as `model`, or InvalidRequest naming each parameter that is wrong, unknown or given twice."""
-    _check_given_once(request)
+    given = dict(request.query)
+    if len(given) != len(request.query):
+        raise _given_twice(request)
     try:
-        return model.model_validate(dict(request.query))
+        return model.model_validate(given)
     except ValidationError as error:
         raise _invalid("the query string", error) from None
 
@@ -84,11 +86,12 @@ def refuse_query(request: web.Request) -> None:
         raise _refusal("the query string", problems)
 
 
-def _check_given_once(request: web.Request) -> None:
+def _given_twice(request: web.Request) -> InvalidRequest:
     given = Counter(name for name, _ in request.query.items())  # keys() names each once
-    problems = [{"field": name, "message": "Given more than once"} for name, times in given.items() if times > 1]
-    if problems:
-        raise _refusal("the query string", problems)
+    return _refusal(
+        "the query string",
+        [{"field": name, "message": "Given more than once"} for name, times in given.items() if times > 1],
+    )
 
 
 def _check_storable(body: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ _TOLERANCE = timedelta(minutes=5)
 _MAX_ATTEMPTS = 3
 _SIGNATURE = "s3v4-server-clock"
 _OFFSET = "stowage_clock_offset"
+_SHA256 = "stowage_body_sha256"
 
 
 class ServerClock:
@@ -29,9 +30,13 @@ class ServerClock:
     def __init__(self) -> None:
         self._ahead = timedelta()
 
-    def sign(self, signer: S3SigV4Auth | S3SigV4QueryAuth, request: AWSRequest) -> None:
-        """Sign a request with what `signer` or `presigner` returned."""
+    def sign(self, signer: S3SigV4Auth | S3SigV4QueryAuth, request: AWSRequest, *, sha256: str | None = None) -> None:
+        """Sign a request with what `signer` or `presigner` returned.
+
+        `sha256` is that of its body in hex, where it is known.
+        """
         request.context[_OFFSET] = self._ahead
+        request.context[_SHA256] = sha256
         signer.add_auth(request)
 
     def learn(self, status: int, headers: Mapping[str, str]) -> bool:
@@ -83,6 +88,10 @@ class _ServerClockAuth(S3SigV4Auth):
     def _modify_request_before_signing(self, request: Any) -> None:
         _set_time(request)
         super()._modify_request_before_signing(request)  # type: ignore[misc]  # the stubs lack it
+
+    def payload(self, request: Any) -> str:
+        """What is signed of the body."""
+        return request.context.get(_SHA256) or super().payload(request)
 
 
 class _ServerClockQueryAuth(S3SigV4QueryAuth):

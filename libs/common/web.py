@@ -17,13 +17,13 @@ from pydantic import BaseModel
 from libs.common.api import Answer, Content, operation, operation_of
 from libs.common.audit import Origin, answer_to
 from libs.common.auth import Authenticate, Principal
-from libs.common.conditional import tags_middleware
+from libs.common.conditional import JSON_HEADERS, tags_middleware
 from libs.common.cors import allow_origin, preflight_middleware
 from libs.common.errors import Unauthenticated
 from libs.common.identifiers import new_id
-from libs.common.log import get_logger
+from libs.common.log import get_logger, log_request
 from libs.common.metrics import Metrics
-from libs.common.models import Health, Readiness
+from libs.common.models import Health, Readiness, written
 from libs.common.openapi import Tag
 from libs.common.problems import ANSWER_BEGUN, REQUEST_ID, Handler, problems_middleware
 from libs.common.rate import RequestLimit, RequestRates, refusals_counter
@@ -37,7 +37,7 @@ Check: TypeAlias = Callable[[], Awaitable[None]]
 PRINCIPAL = web.RequestKey("principal", Principal)
 METRICS = web.AppKey("metrics", Metrics)
 REFUSALS = web.AppKey("refusals", Counter)
-_OPEN_REQUESTS: web.AppKey[dict[str, web.Request]] = web.AppKey("open_requests")
+_OPEN_REQUESTS: web.AppKey[dict[int, web.Request]] = web.AppKey("open_requests")
 
 _UNLOGGED_PATHS = ("/livez", "/readyz", "/metrics")
 _FIGURES = Content(
@@ -74,9 +74,10 @@ def create_application(
     metrics = Metrics()
     refusals = refusals_counter(metrics.registry)
     rates = RequestRates(limit, refusals)
+    open_requests: dict[int, web.Request] = {}
     application = web.Application(
         middlewares=[
-            _request_middleware(service),
+            _request_middleware(service, metrics, open_requests),
             *([preflight_middleware(cors_origins)] if cors_origins else []),
             problems_middleware(service),
             _auth_middleware(authenticate, rates),
@@ -84,7 +85,7 @@ def create_application(
         ],
         client_max_size=max_body_bytes,
     )
-    application[_OPEN_REQUESTS] = {}
+    application[_OPEN_REQUESTS] = open_requests
     application[METRICS] = metrics
     application[REFUSALS] = refusals
     served = [*routes, *_common_routes(checks, metrics)]
@@ -98,14 +99,8 @@ def create_application(
 
 
 def json_response(model: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A wire model as JSON, with a newline at its end for people's terminals."""
-    return web.Response(
-        status=status,
-        text=model.model_dump_json(by_alias=True) + "\n",
-        content_type="application/json",
-        charset="utf-8",
-        headers=headers,
-    )
+    """A wire model as JSON."""
+    return web.Response(status=status, body=written(model), headers=JSON_HEADERS | dict(headers or {}))
 
 
 async def send_stream(
@@ -179,7 +174,7 @@ async def _until_bodies_are_received(application: web.Application, seconds: floa
                 await asyncio.sleep(0.05)
 
 
-def _request_middleware(service: str) -> Middleware:
+def _request_middleware(service: str, metrics: Metrics, open_requests: dict[int, web.Request]) -> Middleware:
     log = get_logger(service)
 
     @web.middleware
@@ -189,8 +184,7 @@ def _request_middleware(service: str) -> Middleware:
         request[REQUEST_ID] = request_id
         started = time.perf_counter()
         status = 500
-        open_id = new_id("open")  # callers may give several requests one id
-        request.app[_OPEN_REQUESTS][open_id] = request
+        open_requests[id(request)] = request  # callers may give several requests one request id
         try:
             response = await handler(request)
             status = response.status
@@ -203,12 +197,12 @@ def _request_middleware(service: str) -> Middleware:
             raise
         finally:
             seconds = time.perf_counter() - started
-            del request.app[_OPEN_REQUESTS][open_id]
-            request.app[METRICS].observe_request(request, status, seconds)
+            del open_requests[id(request)]
+            metrics.observe_request(request, status, seconds)
             if request.path not in _UNLOGGED_PATHS:
                 principal = request.get(PRINCIPAL)
-                log.info(
-                    "request",
+                log_request(
+                    log,
                     method=request.method,
                     path=request.path,
                     status=status,

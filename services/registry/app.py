@@ -5,9 +5,10 @@ import asyncio
 from aiohttp import web
 
 from libs.common.auth import Principal
+from libs.common.conditional import KeptAnswers
 from libs.common.rate import RequestLimit
 from libs.common.web import create_application
-from services.registry.resources import AUTHENTICATOR, CONTEXTS, OBJECTS, POOL, SETTINGS
+from services.registry.resources import AUTHENTICATOR, CONTEXTS, OBJECTS, POOL, RESOLUTIONS, SETTINGS
 from services.registry.routes import ROUTES, TAGS
 from services.registry.settings import RegistrySettings
 
@@ -35,5 +36,6 @@ def create_app(settings: RegistrySettings) -> web.Application:
         limit=RequestLimit.of(settings),
     )
     app[SETTINGS] = settings
+    app[RESOLUTIONS] = KeptAnswers()
     app.cleanup_ctx.extend(CONTEXTS)
     return app

@@ -84,7 +84,8 @@ async def resolve(pool: Pool, slug: str, reference: str) -> Resolution:
             found = await resolutions.by_version(connection, slug, check_version(reference))
         if found is None:
             raise await _unresolved(connection, slug, reference)
-        return replace(found, artifact=await require_for_run(connection, found.artifact))
+        artifact = await require_for_run(connection, found.artifact)
+        return found if artifact is found.artifact else replace(found, artifact=artifact)
 
 
 async def _unresolved(connection: Connection, slug: str, reference: str) -> NotFound:

@@ -16,7 +16,8 @@ from libs.common.completion import in_thread
 from libs.common.database import Connection, Pool
 from libs.common.errors import Conflict, NotFound, StowageError
 from libs.common.log import get_logger
-from libs.common.objects import ObjectExists, ObjectStore
+from libs.common.object_errors import ObjectExists
+from libs.common.objects import ObjectStore
 from services.registry import witness
 from services.registry.notes import Checkpoint, InvalidNote, PublicKey, Signer, parse_note, verified
 from services.registry.sealing import seal

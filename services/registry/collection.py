@@ -18,7 +18,8 @@ from libs.common.database import Connection, Pool, alone
 from libs.common.errors import Unavailable
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
-from libs.common.objects import ARTIFACTS, ListedObject, Listing, ObjectStore, ObjectStoreUnavailable
+from libs.common.object_errors import ObjectStoreUnavailable
+from libs.common.objects import ARTIFACTS, ListedObject, Listing, ObjectStore
 from services.registry import sweep
 from services.registry.store import artifacts, collection
 from services.registry.store.collection import Candidate, Retention

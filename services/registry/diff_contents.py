@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from libs.common.archive import ArchiveError, ArchiveLimits, ArchiveReader, Entry, EntryType
 from libs.common.errors import Unavailable
-from libs.common.objects import ObjectMissing, ObjectStore
+from libs.common.object_errors import ObjectMissing
+from libs.common.objects import ObjectStore
 from services.registry.store.artifacts import Artifact
 
 _ANY = 2**62

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 from libs.common.completion import in_thread
 from libs.common.errors import Unavailable
-from libs.common.objects import ObjectBody, ObjectMissing, ObjectStore
+from libs.common.object_errors import ObjectMissing
+from libs.common.objects import ObjectBody, ObjectStore
 from services.registry.placement import is_whole
 from services.registry.store.versions import Version
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from libs.common.objects import ObjectStore, ObjectStoreUnavailable, artifact_key
+from libs.common.object_errors import ObjectStoreUnavailable
+from libs.common.objects import ObjectStore, artifact_key
 from services.registry.incoming import Incoming
 
 _CONTENT_TYPES = {"gzip": "application/gzip", "zstd": "application/zstd"}

@@ -21,7 +21,7 @@ from libs.common.manifest import Manifest, read_manifest
 from libs.common.objects import ObjectStore, artifact_key
 from services.registry.condition import record_repair
 from services.registry.difference import with_offered
-from services.registry.incoming import Incoming, received
+from services.registry.incoming import Announced, Incoming, received
 from services.registry.inspection import Inspection
 from services.registry.placement import Label, is_whole, place
 from services.registry.references import find_readable, inspection_of
@@ -37,6 +37,7 @@ _DATABASE_ERRORS = (
     OSError,
     TimeoutError,
 )
+_STREAMED_AT_A_TIME = 16
 _TIDY_UP_PAUSES = (0.1, 0.5, 2.0)  # seconds
 
 _log = get_logger("registry")
@@ -69,6 +70,7 @@ class Publisher:
         self._objects = objects
         self._limits = limits
         self._slots = slots
+        self._streams = asyncio.Semaphore(_STREAMED_AT_A_TIME)
         self._policy = allowed_platforms
 
     async def publish(
@@ -77,16 +79,17 @@ class Publisher:
         chunks: AsyncIterator[bytes],
         principal: Principal,
         origin: Origin,
-        *,
-        digest: str | None = None,
+        announced: Announced,
     ) -> Published:
-        """Publish the tarball that `chunks` are, which must have `digest` if that is given.
+        """Publish the tarball that `chunks` are, which must have the digest that is announced.
 
         Raises Conflict, Forbidden or PreconditionFailed as the verdict is; InvalidRequest where a replacement has no
         reason; Unprocessable or TooLarge for what is wrong with the tarball. Refused force is in the audit trail.
         """
         await self._check_before_upload(proposal, origin)
-        async with received(self._objects, chunks, self._limits, declared=digest) as incoming:
+        async with received(
+            self._objects, chunks, self._limits, announced=announced, streams=self._streams
+        ) as incoming:
             manifest = _checked_manifest(incoming.inspection, proposal)
             offer = Offer(incoming.inspection, manifest, proposal, principal, origin)
             # From here on the caller's leaving changes nothing: rows and objects must end up in agreement.

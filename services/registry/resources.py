@@ -8,6 +8,7 @@ import asyncpg
 from aiohttp import web
 from prometheus_client import Gauge
 
+from libs.common.conditional import KeptAnswers
 from libs.common.database import Pool, open_pool
 from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
 from libs.common.log import get_logger
@@ -33,6 +34,7 @@ DIFFER = web.AppKey("differ", Differ)
 RESTORER = web.AppKey("restorer", Restorer)
 CHECKPOINTS = web.AppKey("checkpoints", Checkpoints)
 UPLOADS = web.AppKey("uploads", UploadLimits)
+RESOLUTIONS = web.AppKey("resolutions", KeptAnswers)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 
 

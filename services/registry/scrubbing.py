@@ -16,7 +16,8 @@ from libs.common.database import Pool, alone
 from libs.common.errors import Unavailable
 from libs.common.identifiers import new_id
 from libs.common.log import get_logger
-from libs.common.objects import ObjectBody, ObjectMissing, ObjectStore, ObjectStoreUnavailable
+from libs.common.object_errors import ObjectMissing, ObjectStoreUnavailable
+from libs.common.objects import ObjectBody, ObjectStore
 from services.registry.collection import remove_unnamed, unnamed_objects
 from services.registry.condition import record_damage, record_repair
 from services.registry.store import artifacts, collection, scrubbing

@@ -10,7 +10,8 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from libs.common.objects import ObjectExists, ObjectStore
+from libs.common.object_errors import ObjectExists
+from libs.common.objects import ObjectStore
 
 _CHECKPOINTS = "audit/checkpoints/"
 _LEAVES = "audit/leaves/"

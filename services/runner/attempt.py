@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from libs.common.manifest import Manifest
 from libs.common.models import Output, RunState
-from libs.common.objects import PART_BYTES
+from libs.common.object_uploads import PART_BYTES
 from services.runner.cells import Cell, CellKind, Cells
 from services.runner.compatibility import (
     Runtimes,

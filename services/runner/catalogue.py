@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from libs.common.database import Pool
 from libs.common.errors import NotFound
-from libs.common.objects import ObjectMissing, ObjectStore
+from libs.common.object_errors import ObjectMissing
+from libs.common.objects import ObjectStore
 from libs.common.retention import gone
 from services.runner import lease_store, output_store, store, workflow_store
 from services.runner.fetching import verified

@@ -11,7 +11,8 @@ from pathlib import Path
 from libs.common.archive import ArchiveError
 from libs.common.database import Pool
 from libs.common.models import Artifact, InputSource
-from libs.common.objects import ObjectMissing, ObjectStore, ObjectStoreUnavailable
+from libs.common.object_errors import ObjectMissing, ObjectStoreUnavailable
+from libs.common.objects import ObjectStore
 from services.runner.endings import AttemptInterrupted, RunFailed
 from services.runner.extraction import (
     ExtractionCancelledError,

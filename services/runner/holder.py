@@ -49,7 +49,7 @@ class Log(Protocol):
 class PartsUpload(Protocol):
     """An object on its way to the bucket in parts. Its methods block; errors are those of libs.common.objects."""
 
-    def part(self, data: bytes) -> None:
+    def write(self, data: bytes, /) -> None:
         """Send the next part: PART_BYTES, or less for the last."""
 
     def complete(self) -> None:

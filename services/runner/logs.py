@@ -9,7 +9,8 @@ from libs.common.database import Pool, session_lock
 from libs.common.journal import Journal, JournalWriter
 from libs.common.log import get_logger
 from libs.common.log_archive import LogArchive, LogState
-from libs.common.objects import ObjectStore, ObjectStoreUnavailable, run_log_prefix
+from libs.common.object_errors import ObjectStoreUnavailable
+from libs.common.objects import ObjectStore, run_log_prefix
 from services.runner import log_store, store
 from services.runner.lifecycle import no_such_run
 from services.runner.store import Assignment

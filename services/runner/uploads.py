@@ -18,7 +18,9 @@ from typing import Any, BinaryIO, TypeVar
 from libs.common.database import Pool
 from libs.common.log import get_logger
 from libs.common.models import Output
-from libs.common.objects import PART_BYTES, ObjectStore, ObjectStoreUnavailable, output_key
+from libs.common.object_errors import ObjectStoreUnavailable
+from libs.common.object_uploads import PART_BYTES
+from libs.common.objects import ObjectStore, output_key
 from services.runner import output_store
 from services.runner.endings import AttemptInterrupted, RunFailed
 from services.runner.holder import Order, PartsUpload, RunObjects
@@ -168,7 +170,7 @@ def _upload_parts(
         while part:
             if over():
                 raise AttemptInterrupted
-            upload.part(part)
+            upload.write(part)
             part = file.read(PART_BYTES)
             digest.update(part)
             size += len(part)

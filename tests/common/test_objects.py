@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from libs.common.objects import ObjectExists, ObjectMissing, ObjectStore, ObjectStoreUnavailable
+from libs.common.object_errors import ObjectExists, ObjectMissing, ObjectStoreUnavailable
+from libs.common.objects import ObjectStore
 from libs.common.settings import ServiceSettings
 from tests.backend import Backend
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from botocore.exceptions import ClientError
 
-from libs.common.objects import PART_BYTES, checksum_of
+from libs.common.object_uploads import PART_BYTES
+from libs.common.objects import checksum_of
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
 from tests.backend import Backend
 

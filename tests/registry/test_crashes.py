@@ -187,9 +187,9 @@ async def test_sweep_touches_nothing_but_old_uploads_of_ours(registry: RunningRe
     kept = ["artifacts/sha256/ab/x.tgz", "uploads/readme.txt", "uploads/upl_nonsense", "outputs/upl_000000000001x/a"]
     for key in [*kept, "uploads/upl_000000000001abcdefabcdefabcd"]:
         registry.objects.put(key, b"x", content_type="text/plain")
-    registry.objects.upload("uploads/upl_000000000002abcdefabcdefabcd", content_type="text/plain").part(b"x")
+    registry.objects.upload("uploads/upl_000000000002abcdefabcdefabcd", content_type="text/plain").write(b"x")
     recent = registry.objects.upload("uploads/upl_ffffffffffffabcdefabcdefabcd", content_type="text/plain")
-    recent.part(b"x")
+    recent.write(b"x")
     before = registry.keys("artifacts/")
     assert sweep(registry.objects, max_age_seconds=3600) == 2
     recent.complete()

@@ -1,6 +1,7 @@
 """What every answer has and every route does: tags, request ids, allowed methods, origins."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from libs.common.cursors import encode_cursor
 from libs.common.settings import SettingsError
 from services.registry.settings import RegistrySettings
 from tests.backend import Backend
-from tests.registry.bundles import bundle
+from tests.registry.bundles import bundle, digest_of
 from tests.registry.running import RunningRegistry, running_registry
 
 _ORIGIN = "https://app.example"
@@ -20,7 +21,8 @@ async def test_a_resource_is_sent_once_and_again_when_it_has_changed(registry: R
     digest = (await registry.request("GET", _VERSION)).json["digest"]
     job = '{"bundle": "hello@latest"}'
     await registry.request("PUT", "/jobs/greet", data=job)
-    for path in (_VERSION, "/job-bundles/hello", f"/artifacts/{digest}", "/jobs/greet", "/job-bundles"):
+    resolve = "/job-bundles/hello/resolve?reference=1.0.0"
+    for path in (_VERSION, "/job-bundles/hello", f"/artifacts/{digest}", "/jobs/greet", "/job-bundles", resolve):
         first = await registry.request("GET", path)
         assert first.headers["Cache-Control"] == "private, no-cache"
         tag = first.headers["ETag"]
@@ -35,6 +37,40 @@ async def test_a_resource_is_sent_once_and_again_when_it_has_changed(registry: R
     await registry.request("PUT", "/jobs/greet", data='{"bundle": "hello@1.0.0"}')
     changed = await registry.request("GET", "/jobs/greet", headers={"If-None-Match": before})
     assert (changed.status, changed.headers["ETag"] != before) == (200, True)
+
+
+async def test_a_resolution_says_at_once_what_has_changed(registry: RunningRegistry) -> None:
+    """Answers are kept, but never one that is true no more."""
+    first, second = bundle(), bundle(files={"more": "x"})
+    path = "/job-bundles/hello/resolve?reference=1.0.0"
+    seen: dict[str, str] = {}
+
+    async def told() -> dict[str, Any]:
+        answers = [await registry.request("GET", path) for _ in range(2)]
+        assert answers[0].body == answers[1].body
+        assert seen.setdefault(answers[0].headers["ETag"], answers[0].body.decode()) == answers[0].body.decode()
+        found: dict[str, Any] = answers[0].json
+        return {"status": found["status"], "reason": found["statusReason"], "revision": found["revision"]} | {
+            "digest": found["artifact"]["digest"]
+        }
+
+    async def change(**body: str) -> None:
+        assert (await registry.request("PATCH", _VERSION, json=body)).status == 200
+
+    await registry.publish(first)
+    expected = {"status": "active", "reason": None, "revision": 1, "digest": digest_of(first)}
+    assert await told() == expected
+    for reason in ("deletes its input", "deletes its output"):
+        await change(status="yanked", reason=reason)
+        assert await told() == expected | {"status": "yanked", "reason": reason}
+    await change(status="active", reason="it was another one")
+    assert await told() == expected
+    await registry.publish(second, force="true", reason="mended")
+    assert await told() == expected | {"revision": 2, "digest": digest_of(second)}
+    back = await registry.request("POST", f"{_VERSION}/rollback", json={"toRevision": 1, "reason": "worse"})
+    assert back.status == 200
+    assert await told() == expected | {"revision": 3}
+    assert len(seen) == 5
 
 
 async def test_a_tag_is_no_way_around_the_token(registry: RunningRegistry) -> None:

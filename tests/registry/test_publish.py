@@ -1,13 +1,15 @@
 """The publish table, row by row."""
 
 import asyncio
+import gzip
 import hashlib
+import io
 import os
 
 import pytest
 
 from tests.registry.bundles import bundle, digest_of
-from tests.registry.running import NOTHING, RunningRegistry
+from tests.registry.running import NOTHING, Answer, RunningRegistry
 
 
 async def test_new_version_is_created_with_revision_1(registry: RunningRegistry) -> None:
@@ -33,8 +35,9 @@ async def test_new_version_is_created_with_revision_1(registry: RunningRegistry)
 
 
 @pytest.mark.parametrize("declares", [False, True], ids=["", "declared"])
-async def test_object_carries_what_a_person_wants_to_know(registry: RunningRegistry, declares: bool) -> None:
-    data = bundle(compression="zstd")
+@pytest.mark.parametrize("size", [0, 20 * 1024 * 1024], ids=["small", "large"])
+async def test_object_carries_what_a_person_wants_to_know(registry: RunningRegistry, declares: bool, size: int) -> None:
+    data = bundle(compression="zstd", files={"data": os.urandom(size)})
     answer = await registry.publish(data, **({"digest": digest_of(data)} if declares else {}))
     assert answer.status == 201
     (key,) = registry.keys("artifacts/")
@@ -52,6 +55,28 @@ async def test_object_carries_what_a_person_wants_to_know(registry: RunningRegis
     with registry.objects.read(key) as body:
         assert b"".join(body) == data
     assert registry.keys("uploads/") == []
+
+
+async def test_more_large_tarballs_at_a_time_than_are_streamed_are_all_published(registry: RunningRegistry) -> None:
+    async def one(number: int) -> Answer:
+        data = bundle(f"bundle-{number}", files={"data": os.urandom(9 * 1024 * 1024)}, compression="zstd")
+        return await registry.publish(data, f"bundle-{number}", digest=digest_of(data))
+
+    answers = await asyncio.gather(*map(one, range(20)))
+    assert [answer.status for answer in answers] == [201] * 20
+    assert (len(registry.keys()), registry.objects.abort_uploads("")) == (20, 0)
+
+
+async def test_encoded_body_has_the_length_that_it_has_when_it_is_decoded(registry: RunningRegistry) -> None:
+    data = bundle(files={"data": os.urandom(9 * 1024 * 1024)}, compression="zstd")
+    answer = await registry.request(
+        "PUT",
+        "/job-bundles/hello/versions/1.0.0",
+        params={"digest": digest_of(data)},
+        data=io.BytesIO(gzip.compress(data, 1)),
+        headers={"Content-Encoding": "gzip"},
+    )
+    assert (answer.status, answer.json["digest"], answer.json["size"]) == (201, digest_of(data), len(data))
 
 
 async def test_tarball_that_is_not_what_its_publisher_says_is_refused(registry: RunningRegistry) -> None:

@@ -12,10 +12,11 @@ import aiohttp
 import pytest
 
 from libs.common.client import ServiceError
-from libs.common.objects import PART_BYTES
+from libs.common.object_uploads import PART_BYTES
 from tests.backend import Backend
 from tests.registry.bundles import bundle, compress, digest_of, manifest, pack, tar
 from tests.registry.running import NOTHING, RunningRegistry, running_registry
+from tests.s3_proxy import S3Proxy
 
 
 def hostile(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
@@ -116,13 +117,16 @@ async def test_bomb_is_refused_and_leaves_nothing(registry: RunningRegistry) -> 
     "sent",
     [0, 1000, PART_BYTES - 1, PART_BYTES + 1000, 2 * PART_BYTES + 1000, pytest.param(len(BIG) - 1, id="all-but-one")],
 )
-@pytest.mark.parametrize("chunked", [False, True])
-async def test_client_that_disconnects_leaves_nothing(registry: RunningRegistry, sent: int, chunked: bool) -> None:
+@pytest.mark.parametrize(("chunked", "declares"), [(False, False), (True, False), (False, True)])
+async def test_client_that_disconnects_leaves_nothing(
+    registry: RunningRegistry, sent: int, chunked: bool, declares: bool
+) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", registry.port)
+    query = f"?digest={digest_of(BIG)}" if declares else ""
     framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(BIG)}"
     writer.write(
-        f"PUT /job-bundles/hello/versions/1.0.0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {registry.token}\r\n"
-        f"{framing}\r\n\r\n".encode()
+        f"PUT /job-bundles/hello/versions/1.0.0{query} HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {registry.token}\r\n{framing}\r\n\r\n".encode()
     )
     part = BIG[:sent]
     writer.write(f"{len(BIG):x}\r\n".encode() + part if chunked else part)
@@ -136,13 +140,17 @@ async def test_client_that_disconnects_leaves_nothing(registry: RunningRegistry,
     assert (await registry.publish(bundle())).status == 201
 
 
-async def test_client_that_stalls_is_told_so(backend: Backend) -> None:
+@pytest.mark.parametrize("sent", [3, 2 * PART_BYTES + 1000])
+@pytest.mark.parametrize("declares", [False, True], ids=["", "declared"])
+async def test_client_that_stalls_is_told_so(backend: Backend, sent: int, declares: bool) -> None:
+    query = f"?digest={digest_of(BIG)}" if declares else ""
     async with running_registry(backend, body_idle_seconds=0.3) as registry:
         reader, writer = await asyncio.open_connection("127.0.0.1", registry.port)
         writer.write(
-            f"PUT /job-bundles/hello/versions/1.0.0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {registry.token}\r\n"
-            f"Content-Length: 1000\r\n\r\nabc".encode()
+            f"PUT /job-bundles/hello/versions/1.0.0{query} HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {registry.token}\r\nContent-Length: {len(BIG)}\r\n\r\n".encode()
         )
+        writer.write(BIG[:sent])
         assert b"400 Bad Request" in await reader.readline()
         writer.close()
         await registry.settled()
@@ -181,6 +189,43 @@ async def test_with_s3_down_publishing_is_unavailable_and_leaves_nothing(backend
         assert await registry.residue() == NOTHING
         ready = await registry.request("GET", "/readyz", token=None)
         assert (ready.status, ready.json["checks"]["database"]) == (503, "ok")
+
+
+@pytest.mark.parametrize("passed", [PART_BYTES // 2, 2 * PART_BYTES, pytest.param(len(BIG) - 1, id="all-but-one")])
+async def test_with_s3_cut_off_in_mid_upload_publishing_is_unavailable_and_leaves_nothing(
+    backend: Backend, passed: int
+) -> None:
+    with S3Proxy(backend.s3_endpoint).listening() as proxy:
+        async with running_registry(backend, s3_endpoint=proxy.url) as registry:
+            proxy.cut_after = passed
+            answer = await registry.publish(BIG, digest=digest_of(BIG))
+            assert (answer.status, answer.json["type"]) == (503, "urn:stowage:problem:object-store-unavailable")
+            assert await registry.residue() == NOTHING
+            assert await registry.audit() == []
+            proxy.cut_after, proxy.parts = None, 0
+            assert (await registry.publish(BIG, digest=digest_of(BIG))).status == 201
+            assert proxy.parts == 1
+
+
+@pytest.mark.parametrize("declares", [False, True], ids=["", "declared"])
+async def test_what_is_only_found_out_at_the_very_end_is_refused_and_leaves_nothing(
+    registry: RunningRegistry, declares: bool
+) -> None:
+    """All of it is in the bucket by then."""
+    large = {"large.bin": os.urandom(PART_BYTES + 1000)}
+    for data, kind in (
+        (bundle("other", files=large, compression="zstd"), "manifest-mismatch"),
+        (bundle(entry="app.py", files=large, compression="zstd"), "entry-missing"),
+        (pack({**large, "main.py": ""}, compression="zstd"), "invalid-manifest"),
+        (BIG + b"more", "archive-trailing-data"),
+    ):
+        answer = await registry.publish(data, **({"digest": digest_of(data)} if declares else {}))
+        assert (answer.status, answer.json["type"]) == (422, f"urn:stowage:problem:{kind}")
+        assert await registry.residue() == NOTHING
+    assert (await registry.publish(BIG)).status == 201
+    other = bundle(files=large, compression="zstd")
+    conflict = await registry.publish(other, **({"digest": digest_of(other)} if declares else {}))
+    assert (conflict.status, len(registry.keys()), registry.objects.abort_uploads("")) == (409, 1, 0)
 
 
 async def test_concurrent_damaged_and_good_bodies_do_not_disturb_each_other(registry: RunningRegistry) -> None:

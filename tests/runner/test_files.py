@@ -313,7 +313,7 @@ async def test_what_s3_began_to_take_and_nobody_completes_is_ended_with_the_uplo
     run = await runner.start()
     await runner.logged(run.id, "at work")
     broken = registry.objects.upload(output_key(run.id, 1, "large"), content_type="text/plain")
-    broken.part(bytes(9 * 2**20))
+    broken.write(bytes(9 * 2**20))
     assert (await runner.finished(run.id)).state is RunState.SUCCEEDED
     assert registry.objects.abort_uploads("outputs/") == 0
     assert len(await runner.client.output(run.id, "large")) == 9 * 2**20

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from libs.common.models import Run, RunState
-from libs.common.objects import PART_BYTES
+from libs.common.object_uploads import PART_BYTES
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
 from tests.backend import Backend
 from tests.registry.running import RunningRegistry

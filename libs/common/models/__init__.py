@@ -19,6 +19,7 @@ from libs.common.models.base import (
     Resource,
     Timestamp,
     rfc3339,
+    written,
 )
 from libs.common.models.builds import Build, BuildStage, BuildState, Import, ImportRequest, ImportState
 from libs.common.models.bundles import (
@@ -168,4 +169,5 @@ __all__ = [
     "WorkflowRunRequest",
     "WorkflowRunState",
     "rfc3339",
+    "written",
 ]

@@ -14,11 +14,12 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 
 def rfc3339(moment: datetime) -> str:
     """A moment as RFC 3339 in UTC with milliseconds: `2026-11-22T21:46:00.123Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}Z"  # without its +00:00
 
 
 Timestamp = Annotated[
@@ -67,6 +68,11 @@ class Request(BaseModel):
     """Something that a client sends."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+
+def written(resource: BaseModel) -> bytes:
+    """A resource as it is on the wire: JSON, with a newline at its end for people's terminals."""
+    return to_json(resource, by_alias=True) + b"\n"
 
 
 Item = TypeVar("Item", bound=Resource)

@@ -9,7 +9,7 @@ from libs.common.auth import Scope
 from libs.common.paging import PageQuery, page_of
 from libs.common.web import PRINCIPAL, json_response
 from services.registry import availability, catalog
-from services.registry.resources import POOL
+from services.registry.resources import POOL, RESOLUTIONS
 from services.registry.store.artifacts import File
 
 _NO_VERSION = ["bundle-not-found", "version-not-found"]
@@ -89,7 +89,7 @@ async def resolve(request: web.Request, query: ResolveQuery) -> web.Response:
     that is or was this artifact, whatever replaced it since.
     """
     resolved = await catalog.resolve(request.app[POOL], request.match_info["slug"], query.reference)
-    return json_response(models.Resolution.model_validate(resolved))
+    return request.app[RESOLUTIONS].answer(resolved.identity, lambda: models.Resolution.model_validate(resolved))
 
 
 @operation(Scope.BUNDLES_READ, by_slug=True, answers={200: models.Artifact}, errors=_NO_ARTIFACT)

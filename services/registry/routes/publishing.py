@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import Field
 
 from libs.common import models
@@ -17,6 +17,7 @@ from libs.common.reading import parse_model, read_body, require_json
 from libs.common.web import PRINCIPAL, json_response, origin_of
 from services.registry import catalog, legacy
 from services.registry.body import chunks_of_body
+from services.registry.incoming import Announced
 from services.registry.limits import Upload
 from services.registry.publication import Published
 from services.registry.resources import POOL, PUBLISHER, SETTINGS, UPLOADS
@@ -91,7 +92,8 @@ async def publish(request: web.Request, query: PublishQuery) -> web.Response:
         if digest is not None and not first:
             published = await _publish_stored(request, proposal, digest)
         else:
-            published = await _publish(request, proposal, _again(first, chunks), digest=digest)
+            announced = Announced(digest, _announced_bytes(request))
+            published = await _publish(request, proposal, _again(first, chunks), announced)
     status = 201 if published.outcome is Outcome.CREATED else 200
     return json_response(models.Version.model_validate(published.version), status=status)
 
@@ -128,7 +130,7 @@ async def _publish_json(request: web.Request, body: bytes) -> web.Response:
     proposal = legacy.read_proposal(parsed)
     data = await asyncio.to_thread(legacy.decode_artifact, parsed.artifact)
     with legacy.refusals():
-        published = await _publish(request, proposal, legacy.chunks_of(data))
+        published = await _publish(request, proposal, legacy.chunks_of(data), Announced())
     bundle = await catalog.get_bundle(request.app[POOL], proposal.slug)
     answer = models.LegacyAnswer(
         data=models.LegacyPublished(
@@ -139,9 +141,9 @@ async def _publish_json(request: web.Request, body: bytes) -> web.Response:
 
 
 async def _publish(
-    request: web.Request, proposal: Proposal, chunks: AsyncIterator[bytes], *, digest: str | None = None
+    request: web.Request, proposal: Proposal, chunks: AsyncIterator[bytes], announced: Announced
 ) -> Published:
-    return await request.app[PUBLISHER].publish(proposal, chunks, request[PRINCIPAL], origin_of(request), digest=digest)
+    return await request.app[PUBLISHER].publish(proposal, chunks, request[PRINCIPAL], origin_of(request), announced)
 
 
 async def _publish_stored(request: web.Request, proposal: Proposal, digest: str) -> Published:
@@ -155,6 +157,11 @@ def _admitted(request: web.Request) -> AbstractContextManager[Upload]:
 def _body(request: web.Request) -> AsyncIterator[bytes]:
     settings = request.app[SETTINGS]
     return chunks_of_body(request, settings)
+
+
+def _announced_bytes(request: web.Request) -> int | None:
+    """The length of the body that is to come, unless it is encoded on the way: then it is not that of the tarball."""
+    return None if hdrs.CONTENT_ENCODING in request.headers else request.content_length
 
 
 async def _again(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

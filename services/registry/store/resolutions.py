@@ -1,5 +1,6 @@
 """What a reference means right now: a revision with its artifact, in one statement."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -29,7 +30,8 @@ _BY_DIGEST = f"""
     LIMIT 1
 """
 
-_NAME = ("version", "revision", "status", "status_reason", "status_by", "status_at")
+_NAME_COLUMNS = 6
+"""How many columns come before those of the artifact. They are in the order of the fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,21 @@ class Resolution:
     status_by: str | None
     status_at: datetime | None
     artifact: Artifact
+
+    @property
+    def identity(self) -> Hashable:
+        """What is equal of two resolutions that say the same: an artifact is told by its digest and its row's time."""
+        return (
+            self.slug,
+            self.version,
+            self.revision,
+            self.status,
+            self.status_reason,
+            self.status_by,
+            self.status_at,
+            self.artifact.digest,
+            self.artifact.created_at,
+        )
 
 
 async def by_version(connection: Connection, slug: str, version: str) -> Resolution | None:
@@ -64,6 +81,5 @@ async def by_digest(connection: Connection, slug: str, digest: str) -> Resolutio
 def _resolution(slug: str, row: asyncpg.Record | None) -> Resolution | None:
     if row is None:
         return None
-    fields = dict(row)
-    name = {key: fields.pop(key) for key in _NAME}
-    return Resolution(slug=slug, **name, artifact=Artifact(**fields))
+    version, revision, status, reason, by, at = row[:_NAME_COLUMNS]
+    return Resolution(slug, version, revision, status, reason, by, at, Artifact(*row[_NAME_COLUMNS:]))

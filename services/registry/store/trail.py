@@ -158,7 +158,18 @@ async def find_event(connection: Connection, event_id: int) -> tuple[RecordedEve
 async def list_events(
     connection: Connection, wanted: EventFilter, *, before: tuple[datetime, int] | None, limit: int
 ) -> list[RecordedEvent]:
-    """Events, newest first: those before the time and id `before`."""
+    """Events, newest first: those before the time and id `before`.
+
+    It is planned for what is asked each time. A plan for any actor and any subject, as PostgreSQL makes one after a few
+    executions, reads all events of either: few on average, most of the table for whoever publishes all day.
+    """
+    statement, values = list_statement(wanted, before=before, limit=limit)
+    prepared = await connection.prepare(statement)  # anew: of its own, and not the connection's cache
+    return [_event(row) for row in await prepared.fetch(*values)]
+
+
+def list_statement(wanted: EventFilter, *, before: tuple[datetime, int] | None, limit: int) -> tuple[str, list[object]]:
+    """What `list_events` asks, and with which values."""
     moment = _MOMENT_ALONE if wanted.actor is wanted.action is wanted.subject is None else _MOMENT
     conditions, values = _conditions(wanted, moment=moment)
     at = moment.format("e.at")
@@ -166,7 +177,7 @@ async def list_events(
         values += before
         conditions.append(f"({at}, e.id) < ({moment.format(f'${len(values) - 1}::timestamptz')}, ${len(values)})")
     statement = _LIST.format(conditions=" AND ".join(conditions) or "true", moment=at, limit=f"${len(values) + 1}")
-    return [_event(row) for row in await connection.fetch(statement, *values, limit)]
+    return statement, [*values, limit]
 
 
 async def export(connection: Connection, wanted: EventFilter, *, after: int, limit: int) -> list[ExportedEvent]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from libs.common.errors import StowageError
 from libs.common.log import get_logger
 from libs.common.models import RunState
-from libs.common.objects import ObjectMissing, ObjectStoreUnavailable
+from libs.common.object_errors import ObjectMissing, ObjectStoreUnavailable
 from libs.common.s3_requests import PresignedRequest
 from services.runner.endings import AttemptInterrupted, Outcome, RunFailed
 from services.runner.holder import Provision

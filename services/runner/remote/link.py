@@ -12,7 +12,7 @@ from aiohttp import ClientWebSocketResponse, WSMsgType
 from pydantic import BaseModel
 
 from libs.common.log import get_logger
-from libs.common.objects import ObjectMissing, ObjectStoreUnavailable
+from libs.common.object_errors import ObjectMissing, ObjectStoreUnavailable
 from libs.common.s3_requests import PresignedRequest
 from services.runner.endings import AttemptInterrupted
 from services.runner.interrupts import Interrupt, Interrupts

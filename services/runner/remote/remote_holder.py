@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from libs.common.objects import ObjectBody, of_an_upload, output_key, translated
+from libs.common.object_errors import translated, while_uploading
+from libs.common.objects import ObjectBody, output_key
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
 from services.runner.endings import AttemptInterrupted
 from services.runner.holder import Order, Provision
@@ -134,7 +135,7 @@ class RemoteUpload:
         self._etags: list[str] = []
         self._whole = hashlib.sha256()
 
-    def part(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Send the next part."""
         self._whole.update(data)
         request = _granted(
@@ -143,7 +144,7 @@ class RemoteUpload:
                 id=number, path=self._path, number=len(self._etags) + 1, size=len(data), digest=_digest(data)
             ),
         )
-        with of_an_upload(self._key), translated("write", self._key):
+        with while_uploading(self._key):
             self._etags.append(self._requests.send(request, body=data).headers["ETag"])
 
     def complete(self) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from libs.common.models import Output
-from libs.common.objects import PART_BYTES, ObjectStore, Upload, output_key
+from libs.common.object_uploads import PART_BYTES, Upload
+from libs.common.objects import ObjectStore, output_key
 from libs.common.s3_requests import PresignedRequest
 from services.runner.endings import RunFailed
 from services.runner.holder import Order
