@@ -5,14 +5,15 @@ import pytest
 from tests.kubernetes.kubectl import Cluster, find_kubectl, named_cluster
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def _kubectl() -> None:
+    """The program, which renders manifests and applies them."""
     if find_kubectl() is None:
         pytest.skip("kubectl is not installed, which renders the manifests of Kubernetes")
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
+def cluster(_kubectl: None) -> Cluster:
     """A real cluster."""
     found = named_cluster()
     if found is None:

@@ -208,7 +208,7 @@ def _rights(cluster: Cluster, account: str, namespace: str) -> dict[str, set[str
     return rights
 
 
-def test_rights_are_those_of_one_role(cluster: Cluster) -> None:
+def test_nobody_has_rights_beyond_the_namespace_of_runs() -> None:
     role = one(overlay("production-jobs"), "Role", "stowage-runner")
     assert role["metadata"]["namespace"] == "stowage-runs"
     assert of_kind(overlay("production-jobs"), "ClusterRole") == []
