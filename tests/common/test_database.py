@@ -5,18 +5,11 @@ import asyncio
 import asyncpg
 import pytest
 
-from infra.migrate import migrate
 from libs.common import audit
 from libs.common.database import Notifications, open_pool
 from libs.common.identifiers import version_sort_key
 from libs.common.journal import Journal, JournalLimits
 from tests.backend import Backend
-
-
-async def test_migrating_again_changes_nothing(backend: Backend) -> None:
-    await migrate(backend.database_url)
-    rows = await backend.fetch("SELECT count(*) AS tables FROM pg_tables WHERE schemaname IN ('registry', 'runner')")
-    assert rows[0]["tables"] > 10
 
 
 @pytest.mark.parametrize(

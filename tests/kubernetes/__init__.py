@@ -1,0 +1,1 @@
+"""The manifests, and what they make of a real cluster."""

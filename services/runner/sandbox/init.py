@@ -32,6 +32,11 @@ TRUNCATE, IOCTL_DEVICE = 1 << 14, 1 << 15
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
 SCOPE_ABSTRACT_SOCKETS, SCOPE_SIGNALS = 1, 2
 LAST_CAPABILITY = 63
+LIMITS_OF_CONTROL_GROUPS = {  # by controller; none is version 2
+    "": ("memory.max", "memory.high", "cpu.max"),
+    "memory": ("memory.limit_in_bytes",),
+    "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -113,11 +118,29 @@ def restrict_files(paths: dict[str, list[str]]) -> None:
     attributes = struct.pack("=QQQ", handled, 0, scoped)[: 24 if version >= 6 else 8]
     ruleset = check(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     reading = READ_FILE | READ_DIRECTORY | EXECUTE
-    for rights, names in ((reading, paths["read"]), (reading, paths["own"]), (handled, paths["write"])):
+    own = [*paths["own"], *limits_of_control_groups()]
+    for rights, names in ((reading, paths["read"]), (reading, own), (handled, paths["write"])):
         for name in names:
             allow_beneath(ruleset, name, rights & handled)
     check(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
+
+
+def limits_of_control_groups() -> list[str]:
+    """Where this process finds how much memory and CPU it may use (cgroups(7)), also in a container's view of them.
+
+    Programs look there for what to do with themselves. Some, DuckDB for one, crash where they see a file and can't
+    read it.
+    """
+    found = []
+    with open("/proc/self/cgroup") as file:  # noqa: PTH123  # as above
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            for controller in controllers.split(","):
+                mount = f"/sys/fs/cgroup/{controller}"
+                for name in LIMITS_OF_CONTROL_GROUPS.get(controller, ()):
+                    found += [f"{mount}/{name}", f"{mount}/{path}/{name}"]
+    return found
 
 
 def allow_beneath(ruleset: int, path: str, rights: int) -> None:

@@ -27,8 +27,6 @@ _READ = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
     *CONFIGURATION,
     *("/proc/meminfo", "/proc/cpuinfo", "/proc/stat", "/proc/version", "/proc/loadavg", "/proc/uptime"),
-    # The limits of control groups, by which programs size themselves. DuckDB aborts where it sees them and can't read.
-    "/sys/fs/cgroup",
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _OWN = ("/proc/self",)

@@ -1,0 +1,1 @@
+"""What the local overlay is on a real cluster: installed, used, disturbed."""

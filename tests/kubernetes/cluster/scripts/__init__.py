@@ -1,0 +1,1 @@
+"""Programs that run in a pod beside the services, as their clients. Each takes JSON and prints JSON."""
