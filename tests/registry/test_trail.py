@@ -1,5 +1,6 @@
 """Reading the audit trail: filters and pages in the order of time, and the whole as JSON lines."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -112,6 +113,9 @@ async def test_an_export_has_all_that_matches_in_the_order_of_the_tree(backend: 
     async with open_pool(backend.database_url, size=1, application_name="test") as pool:
         await seal(pool)
     async with running_registry(backend, audit_seal_seconds=3600) as registry:
+        async with asyncio.timeout(20):
+            while await backend.fetch("SELECT FROM audit.unsealed"):  # what it seals when it starts, and then no more
+                await asyncio.sleep(0.02)
         await backend.fetch(
             "INSERT INTO audit.events (actor, action, subject) VALUES ('actor-1', 'late', 'hello@2.0.0')"
         )
