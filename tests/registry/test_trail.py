@@ -114,7 +114,7 @@ async def test_an_export_has_all_that_matches_in_the_order_of_the_tree(backend: 
         await seal(pool)
     async with running_registry(backend, audit_seal_seconds=3600) as registry:
         async with asyncio.timeout(20):
-            while await backend.fetch("SELECT FROM audit.unsealed"):  # what it seals when it starts, and then no more
+            while await backend.fetch("SELECT FROM audit.unsealed"):  # noqa: ASYNC110  # what it seals when it starts
                 await asyncio.sleep(0.02)
         await backend.fetch(
             "INSERT INTO audit.events (actor, action, subject) VALUES ('actor-1', 'late', 'hello@2.0.0')"
