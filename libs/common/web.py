@@ -38,6 +38,8 @@ PRINCIPAL = web.RequestKey("principal", Principal)
 METRICS = web.AppKey("metrics", Metrics)
 REFUSALS = web.AppKey("refusals", Counter)
 _OPEN_REQUESTS: web.AppKey[dict[int, web.Request]] = web.AppKey("open_requests")
+_STOPPING = web.AppKey("stopping", asyncio.Event)
+_DRAIN: web.AppKey[Callable[[], Awaitable[None]]] = web.AppKey("drain")
 
 _UNLOGGED_PATHS = ("/livez", "/readyz", "/metrics")
 _FIGURES = Content(
@@ -63,13 +65,14 @@ def create_application(
     limit: RequestLimit,
     cors_origins: Collection[str] = (),
     max_body_bytes: int = MAX_JSON_BYTES,
+    drain: Callable[[], Awaitable[None]] | None = None,
 ) -> web.Application:
     """An application with these routes, and those that every service has, which need no token.
 
     `checks` are what `/readyz` asks, by name; each raises when its part can't be used. What `/metrics` shows beyond
     requests, event loop and process, the service adds to `application[METRICS]`. `tags` group the routes in the
     reference; those that are `internal` are not in it. `limit` is for each token, `cors_origins` are those whose pages
-    may ask.
+    may ask. `drain` ends the work for which the service must still be reached when it is told to stop.
     """
     metrics = Metrics()
     refusals = refusals_counter(metrics.registry)
@@ -86,15 +89,18 @@ def create_application(
         client_max_size=max_body_bytes,
     )
     application[_OPEN_REQUESTS] = open_requests
+    stopping = application[_STOPPING] = asyncio.Event()
+    if drain is not None:
+        application[_DRAIN] = drain
     application[METRICS] = metrics
     application[REFUSALS] = refusals
-    served = [*routes, *_common_routes(checks, metrics)]
+    served = [*routes, *_common_routes(checks, metrics, stopping)]
     for route in (*served, *internal, *reference_routes(service, served, tags)):
         if operation_of(route.handler) is None:
             raise TypeError(f"{route.method} {route.path} does not say what it promises: use libs.common.api.operation")
         route.register(application.router)
     application.cleanup_ctx.append(_watched_loop)
-    application.on_response_prepare.append(_complete_headers(cors_origins))
+    application.on_response_prepare.append(_complete_headers(cors_origins, stopping))
     return application
 
 
@@ -121,10 +127,8 @@ def origin_of(request: web.Request) -> Origin:
     return Origin(actor=request[PRINCIPAL].subject, request_id=request[REQUEST_ID], client=request.remote)
 
 
-async def serve_until_signalled(
-    application: web.Application, *, service: str, settings: ServiceSettings, shutdown_seconds: float | None = None
-) -> None:
-    """`serve` as the business of this process, until SIGTERM or SIGINT; `shutdown_seconds` goes over the setting."""
+async def serve_until_signalled(application: web.Application, *, service: str, settings: ServiceSettings) -> None:
+    """`serve` as the business of this process, until SIGTERM or SIGINT."""
     application.on_startup.append(_spare_garbage_collector)
     async with stop_on_signals() as stop:
         await serve(
@@ -132,7 +136,7 @@ async def serve_until_signalled(
             service=service,
             host=settings.host,
             port=settings.port,
-            shutdown_seconds=settings.shutdown_seconds if shutdown_seconds is None else shutdown_seconds,
+            shutdown_seconds=settings.shutdown_seconds,
             stop=stop,
         )
 
@@ -151,7 +155,9 @@ async def _spare_garbage_collector(_application: web.Application) -> None:
 async def serve(
     application: web.Application, *, service: str, host: str, port: int, shutdown_seconds: float, stop: asyncio.Event
 ) -> None:
-    """Serve until `stop` is set; then accept nothing new, let open requests finish, and clean up."""
+    """Serve until `stop` is set and the application is drained; then accept nothing new, let open requests finish, and
+    clean up.
+    """
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=shutdown_seconds, handler_cancellation=True)
     await runner.setup()
     try:
@@ -159,6 +165,9 @@ async def serve(
         await site.start()
         get_logger(service).info("listening", host=host, port=port)
         await stop.wait()
+        application[_STOPPING].set()
+        if _DRAIN in application:
+            await application[_DRAIN]()
         await site.stop()
         await _until_bodies_are_received(application, shutdown_seconds)
     finally:
@@ -241,15 +250,20 @@ def _auth_middleware(authenticate: Authenticate, rates: RequestRates) -> Middlew
 
 
 def _complete_headers(
-    cors_origins: Collection[str],
+    cors_origins: Collection[str], stopping: asyncio.Event
 ) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Give every answer, also those that are streamed, the headers that all have."""
+    """Give every answer, also those that are streamed, the headers that all have; when the service is stopping it is the
+    last one on its connection, so that nobody asks on one that is being closed.
+    """
 
     async def complete(request: web.Request, response: web.StreamResponse) -> None:
         request[ANSWER_BEGUN] = True
         response.headers["X-Request-Id"] = request[REQUEST_ID]
         if cors_origins:
             allow_origin(request, response, cors_origins)
+        if stopping.is_set() and not isinstance(response, web.WebSocketResponse):
+            response.headers["Connection"] = "close"
+            response.force_close()
 
     return complete
 
@@ -259,7 +273,7 @@ async def _watched_loop(application: web.Application) -> AsyncIterator[None]:
         yield
 
 
-def _common_routes(checks: Mapping[str, Check], metrics: Metrics) -> list[web.RouteDef]:
+def _common_routes(checks: Mapping[str, Check], metrics: Metrics, stopping: asyncio.Event) -> list[web.RouteDef]:
     async def ask(check: Check) -> str:
         try:
             async with asyncio.timeout(_READY_SECONDS):
@@ -281,7 +295,9 @@ def _common_routes(checks: Mapping[str, Check], metrics: Metrics) -> list[web.Ro
         """Say whether everything that it needs can be used."""
         results = await asyncio.gather(*(ask(check) for check in checks.values()))
         parts = dict(zip(checks, results, strict=True))
-        ready = all(result == "ok" for result in results)
+        if stopping.is_set():
+            parts["process"] = "stopping"
+        ready = all(result == "ok" for result in parts.values())
         return json_response(
             Readiness(status="ok" if ready else "unavailable", checks=parts), status=200 if ready else 503
         )

@@ -51,12 +51,8 @@ def _serve() -> int:
     except SettingsError as error:
         return _misconfigured(error)
     configure_logging(log_format=settings.log_format, level=settings.log_level)
-    shutdown_seconds = max(settings.shutdown_seconds, settings.leaving_seconds)
-    serving = serve_until_signalled(
-        create_app(settings), service="runner", settings=settings, shutdown_seconds=shutdown_seconds
-    )
     try:
-        asyncio.run(serving)
+        asyncio.run(serve_until_signalled(create_app(settings), service="runner", settings=settings))
     except SettingsError as error:
         return _misconfigured(error)
     return 0

@@ -71,10 +71,11 @@ def create_app(settings: RunnerSettings, *, open_place: OpenPlace | None = None)
         tags=routes.TAGS,
         limit=RequestLimit.of(settings),
         cors_origins=settings.cors_origins,
+        drain=parts.drain,
     )
     application[routes.STOPPING] = parts.stopping
     application.cleanup_ctx.append(parts.running)
-    application.on_shutdown.append(parts.drain)
+    application.on_shutdown.append(parts.close)
     return application
 
 
@@ -99,9 +100,14 @@ class _Parts:
     async def check_queue(self) -> None:
         await self._worker.check()
 
-    async def drain(self, _application: web.Application) -> None:
-        """Take nothing new from here on, and let followers of logs go."""
+    async def drain(self) -> None:
+        """Take no run from here on, and wait until each has ended or was given back: agents need us until then."""
         self.stopping.draining.set()
+        await asyncio.wait((self._work,))
+
+    async def close(self, _application: web.Application) -> None:
+        """Let followers of logs go."""
+        self.stopping.closing.set()
 
     async def running(self, application: web.Application) -> AsyncIterator[None]:
         """Everything, in the order in which it depends on each other."""
@@ -174,7 +180,7 @@ class _Parts:
                 pool, registry, standing, turns, backlog, max_parameters_bytes=limit
             )
             await stack.enter_async_context(metrics.watching_queue(pool))
-            await stack.enter_async_context(_serving(worker, self.stopping))
+            self._work = await stack.enter_async_context(_serving(worker, self.stopping))
             await stack.enter_async_context(_tidying(logs, uploads, turns, executor))
             keeping = keep_regularly(pool, objects, registry, settings.retention_days)
             await stack.enter_async_context(_beside(keeping))
@@ -211,11 +217,11 @@ def _secret_providers(settings: RunnerSettings) -> list[SecretProvider]:
 
 
 @contextlib.asynccontextmanager
-async def _serving(worker: Worker, stopping: Stopping) -> AsyncIterator[None]:
+async def _serving(worker: Worker, stopping: Stopping) -> AsyncIterator["asyncio.Task[None]"]:
     """Execute runs until the context ends; then wait until each has ended or was given back."""
     work = asyncio.create_task(worker.serve())
     try:
-        yield
+        yield work
     finally:
         stopping.draining.set()
         await work

@@ -136,7 +136,7 @@ async def get_log(request: web.Request, query: LogQuery) -> web.StreamResponse:
     run_id = request.match_info["id"]
     logs, stopping = request.app[LOGS], request.app[STOPPING]
     await logs.require(run_id)
-    lines = logs.text(run_id, after=query.after, follow=query.follow, closing=stopping.draining.is_set)
+    lines = logs.text(run_id, after=query.after, follow=query.follow, closing=stopping.closing.is_set)
     response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
     return await send_stream(request, response, lines)
 

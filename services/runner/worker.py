@@ -33,10 +33,13 @@ class WorkerSettings:
 
 @dataclass(slots=True)
 class Stopping:
-    """That the runner shall leave: `draining` when it takes nothing new, `leaving` when runs are to be given back."""
+    """That the runner shall leave: `draining` when it takes nothing new, `leaving` when runs are to be given back, and
+    `closing` when it is done with them, and closes its connections.
+    """
 
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Worker:

@@ -18,7 +18,7 @@ from services.runner.scratch import Scratch
 from tests.backend import Backend
 from tests.chaos.proxy import StallingProxy
 from tests.registry.running import RunningRegistry, running_registry
-from tests.runner.agents import take
+from tests.runner.agents import SUCCEEDED, take
 from tests.runner.bundles import node, publish, python
 from tests.runner.children import REMOTE, Child, Children
 from tests.runner.running import OPEN, RunningRunner, alive, running_runner
@@ -275,6 +275,48 @@ async def test_runs_are_handed_back_when_the_runner_stops(own: Backend, tmp_path
         assert all(_process(child).returncode is not None for child in mine.children)
 
 
+async def test_a_run_ends_while_its_runner_drains(own: Backend, tmp_path: Path) -> None:
+    code = """
+    import pathlib, time
+    def handler(context):
+        print("begun", flush=True)
+        while not pathlib.Path(context["parameters"]["gate"]).exists():
+            time.sleep(0.02)
+        (pathlib.Path(context["outputDir"]) / "made.txt").write_text("made")
+        return 1
+    """
+    mine = Children(tmp_path / "agents")
+    async with running_registry(own) as registry:
+        await publish(registry, python(code))
+        async with running_runner(
+            own, registry, tmp_path / "scratch", open_place=mine.open, drain_seconds=60, **OPEN, **REMOTE
+        ) as runner:
+            run = await runner.start(parameters={"gate": str(tmp_path / "gate")})
+            await runner.logged(run.id, "begun")
+            runner.stop.set()
+            await _is_draining(runner)
+            (tmp_path / "gate").touch()
+        outputs = await own.fetch("SELECT path FROM runner.outputs")
+        assert [output["path"] for output in outputs] == ["made.txt"]
+        attempts = await own.fetch("SELECT state::text AS state FROM runner.attempts")
+        assert [attempt["state"] for attempt in attempts] == ["succeeded"]
+
+
+async def test_an_agent_may_come_while_its_runner_drains(own: Backend, tmp_path: Path) -> None:
+    async with _untaken(own, tmp_path, drain_seconds=60) as (runner, registry, mine):
+        await publish(registry, node("export const handler = () => 1;"))
+        run = await runner.start()
+        token = (await _placed(mine)).placement.token
+        runner.stop.set()
+        await _is_draining(runner)
+        async with aiohttp.ClientSession() as session:
+            agent = await take(session, mine.url, token)
+            await agent.say(**SUCCEEDED)
+            assert (await agent.hear("received"))["type"] == "received"
+    (row,) = await own.fetch("SELECT id, state::text AS state FROM runner.runs")
+    assert (row["id"], row["state"]) == (run.id, "succeeded")
+
+
 async def test_a_run_that_no_agent_takes_is_not_started(own: Backend, tmp_path: Path) -> None:
     async with _untaken(own, tmp_path, kubernetes_start_seconds=0.5) as (runner, registry, _):
         await publish(registry, node("export const handler = () => 1;"))
@@ -396,10 +438,15 @@ async def _untaken(
     async with (
         running_registry(own) as registry,
         running_runner(
-            own, registry, tmp_path / "scratch", open_place=mine.open, drain_seconds=0, **{**REMOTE, **settings}
+            own, registry, tmp_path / "scratch", open_place=mine.open, **{**REMOTE, "drain_seconds": 0, **settings}
         ) as runner,
     ):
         yield runner, registry, mine
+
+
+async def _is_draining(runner: RunningRunner) -> None:
+    while (await runner.request("GET", "/readyz")).json["checks"].get("process") != "stopping":
+        await asyncio.sleep(0.02)
 
 
 async def _placed(children: Children) -> Child:

@@ -108,6 +108,7 @@ class Load:
             "error": run["error"],
             "result": run["result"],
             "attempts": [attempt["state"] for attempt in attempts["items"]],
+            "causes": [attempt["error"]["message"] for attempt in attempts["items"] if attempt["error"]],
             "outputs": [output["path"] for output in outputs["items"]],
             "ends": len(events["items"]),
         }
