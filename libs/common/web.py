@@ -252,8 +252,9 @@ def _auth_middleware(authenticate: Authenticate, rates: RequestRates) -> Middlew
 def _complete_headers(
     cors_origins: Collection[str], stopping: asyncio.Event
 ) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Give every answer, also those that are streamed, the headers that all have; when the service is stopping it is the
-    last one on its connection, so that nobody asks on one that is being closed.
+    """Give every answer, also those that are streamed, the headers that all have.
+
+    One of a service that is stopping is the last on its connection: nobody is to ask on one that is being closed.
     """
 
     async def complete(request: web.Request, response: web.StreamResponse) -> None:

@@ -44,7 +44,7 @@ async def test_a_service_is_reached_until_it_is_drained_and_keeps_no_connection_
     )
     url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
-        while await _status(session, f"{url}/readyz") != 200:
+        while await _status(session, f"{url}/readyz") != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         async with session.get(f"{url}/here") as response:
             assert response.headers.get("Connection") != "close"

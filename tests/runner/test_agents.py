@@ -445,7 +445,7 @@ async def _untaken(
 
 
 async def _is_draining(runner: RunningRunner) -> None:
-    while (await runner.request("GET", "/readyz")).json["checks"].get("process") != "stopping":
+    while (await runner.request("GET", "/readyz")).json["checks"].get("process") != "stopping":  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 

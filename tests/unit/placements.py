@@ -6,7 +6,7 @@ from libs.common.models import Artifact, Limits
 from services.runner.holder import Order
 from services.runner.kubernetes.classes import JobClass
 from services.runner.kubernetes.manifest import JobSettings
-from services.runner.remote.place import Placement
+from services.runner.remote.place import Contents, Placement
 from services.runner.settings import RunnerSettings
 
 LIMITS = RunnerSettings.model_construct().job_limits()
@@ -34,9 +34,9 @@ def job_settings(**more: Any) -> JobSettings:
 
 
 def placement_of(
-    native: list[tuple[str, str]] | None = None, node_class: str | None = None, files: int = 1
+    native: list[tuple[str, str]] | None = None, node_class: str | None = None, files: int = 1, inputs: int = 0
 ) -> Placement:
-    """The second attempt at a run, whose bundle has so many files, and this native code."""
+    """The second attempt at a run, whose bundle has so many files, and this native code; it is given small inputs."""
     artifact = Artifact.model_validate(
         {
             "digest": "sha256:" + "0" * 64,
@@ -54,4 +54,4 @@ def placement_of(
     )
     limits = Limits(node_class=node_class)
     order = Order("run_01a2", 2, "a-slug-" + "x" * 80, "1.0.0", artifact.digest, artifact, limits, {})
-    return Placement(order, "lease", LIMITS, 60.0, scratch_bytes=1024, network=True, token="secret")
+    return Placement(order, "lease", LIMITS, 60.0, Contents(inputs, inputs), network=True, token="secret")

@@ -41,12 +41,18 @@ def test_the_pod_is_restricted_and_has_nothing_but_its_token() -> None:
     assert all("emptyDir" in volume and volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
 
 
-def test_scratch_has_room_for_the_blocks_of_many_small_files() -> None:
-    def scratch_bytes(files: int) -> int:
-        volumes = job_of(placement_of(files=files), job_settings())["spec"]["template"]["spec"]["volumes"]
-        return next(int(volume["emptyDir"]["sizeLimit"]) for volume in volumes if volume["name"] == "scratch")
+def test_bundle_and_inputs_have_room_on_the_disk_of_the_node_and_what_the_job_writes_beside_them() -> None:
+    def scratch(files: int = 1, inputs: int = 0) -> tuple[int, int]:
+        """What is claimed, and the limit."""
+        spec = job_of(placement_of(files=files, inputs=inputs), job_settings())["spec"]["template"]["spec"]
+        limit = next(volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"] if volume["name"] == "scratch")
+        return int(spec["containers"][0]["resources"]["requests"]["ephemeral-storage"]), int(limit)
 
-    assert scratch_bytes(100_001) - scratch_bytes(1) >= 100_000 * 4096
+    claimed, limit = scratch()
+    assert limit == claimed + LIMITS.disk_bytes
+    many, room_for_many = scratch(files=100_001)
+    assert many - claimed == room_for_many - limit >= 100_000 * 4096
+    assert scratch(inputs=1000)[0] - claimed >= 1000 * 4097
 
 
 def test_the_pod_goes_where_its_class_and_its_native_code_can_be() -> None:

@@ -123,18 +123,19 @@ def _pod_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
         },
         "containers": [_container_of(placement, settings)],
         "volumes": [
-            {"name": "scratch", "emptyDir": {"sizeLimit": str(_scratch_bytes_of(placement))}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": str(_given_bytes(placement) + placement.limits.disk_bytes)}},
             {"name": TMP_VOLUME, "emptyDir": {"sizeLimit": str(_TMP_BYTES)}},
         ],
     }
 
 
-def _scratch_bytes_of(placement: Placement) -> int:
-    """What scratch takes of a disk at most. Each file of the bundle fills its last block in part, and its directory
-    takes one; what the job writes is counted in blocks anyway.
+def _given_bytes(placement: Placement) -> int:
+    """What bundle and inputs take of a disk at most. Each file fills its last block in part, and its directory takes
+    one; what the job writes is counted in blocks anyway.
     """
-    rounding = placement.order.artifact.file_count * _BLOCKS_PER_FILE * _BLOCK_BYTES
-    return placement.scratch_bytes + rounding + _SCRATCH_MARGIN_BYTES
+    artifact, inputs = placement.order.artifact, placement.inputs
+    rounding = (artifact.file_count + inputs.files) * _BLOCKS_PER_FILE * _BLOCK_BYTES
+    return artifact.unpacked_size + inputs.size + rounding + _SCRATCH_MARGIN_BYTES
 
 
 def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
@@ -150,7 +151,11 @@ def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]
             {"name": "STOWAGE_RUN_ONE_SCRATCH_DIR", "value": "/scratch"},
         ],
         "resources": {
-            "requests": {"cpu": f"{settings.cpus:g}", "memory": memory},
+            "requests": {
+                "cpu": f"{settings.cpus:g}",
+                "memory": memory,
+                "ephemeral-storage": str(_given_bytes(placement)),  # that much it writes; few write all that they may
+            },
             "limits": {"memory": memory},
         },
         "securityContext": {

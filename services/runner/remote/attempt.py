@@ -19,7 +19,7 @@ from services.runner.lease_holder import LeaseHolder, Stock
 from services.runner.lease_store import held_leases
 from services.runner.remote.claims import Claim, Claims, Taken
 from services.runner.remote.conversation import Account, AgentGone, Conversation, Terms
-from services.runner.remote.place import Place, Placed, Placement
+from services.runner.remote.place import Contents, Place, Placed, Placement
 from services.runner.sandbox.layers import Confinement
 from services.runner.settings import RunnerSettings
 from services.runner.store import Assignment, Timings
@@ -111,14 +111,14 @@ class RemoteAttempt:
         require_class(order.limits.node_class, rules.node_classes)
         limits = rules.limits_of(order.limits)
         provision = await self._holder.provide()
-        inputs = sum(output.size for item in provision.inputs for output, _ in item.files)
+        inputs = [output.size for item in provision.inputs for output, _ in item.files]
         with self._executor.claims.waiting() as claim:
             placement = Placement(
                 order,
                 str(self._holder.run.lease),
                 limits,
                 order.limits.timeout_seconds or rules.timeout_seconds,
-                scratch_bytes=order.artifact.unpacked_size + inputs + limits.disk_bytes,
+                Contents(len(inputs), sum(inputs)),
                 network=network,
                 token=claim.token,
             )

@@ -11,18 +11,25 @@ from services.runner.limits import JobLimits
 
 
 @dataclass(frozen=True, slots=True)
+class Contents:
+    """Files, and how large they are together."""
+
+    files: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """An attempt that is to be made somewhere.
 
-    `token` is what the agent takes it with. `lease` is the holder's. `scratch_bytes` is what it writes at most: bundle,
-    inputs, and what the job may.
+    `token` is what the agent takes it with. `lease` is the holder's. `inputs` are files of other runs that it is given.
     """
 
     order: Order
     lease: str
     limits: JobLimits
     timeout_seconds: float
-    scratch_bytes: int
+    inputs: Contents
     network: bool
     token: str = field(repr=False)
 

@@ -20,7 +20,7 @@ from services.runner.kubernetes.cluster import Cluster, Kind, WatchExpired
 from services.runner.kubernetes.place import JobAgent, open_cluster
 from services.runner.kubernetes.shapes import Pod
 from services.runner.kubernetes.watched import Watched
-from services.runner.remote.place import Placement
+from services.runner.remote.place import Contents, Placement
 from services.runner.settings import RunnerSettings
 from tests.backend import Backend, fresh_backend
 from tests.chaos.proxy import StallingProxy
@@ -82,7 +82,7 @@ def _placement(run_id: str, lease: str) -> Placement:
     )
     order = Order(run_id, 1, "hello", "1.0.0", artifact.digest, artifact, Limits(), {})
     limits = RunnerSettings.model_construct().job_limits()
-    return Placement(order, lease, limits, 60.0, scratch_bytes=1024, network=False, token="none")
+    return Placement(order, lease, limits, 60.0, Contents(0, 0), network=False, token="none")
 
 
 @contextlib.asynccontextmanager
