@@ -4,9 +4,9 @@ Makes a role and a database, brings the schema up to date, makes the bucket and 
 tokens. What the services need to know is then in files below DIRECTORY, a part for each (infra/credentials.py), so that
 none of them has an administrator's credentials. Safe to run again, and waits for servers that are not up yet.
 
-Reads STOWAGE_DATABASE_URL (an administrator's, of the maintenance database), STOWAGE_S3_ENDPOINT,
-STOWAGE_S3_ACCESS_KEY and STOWAGE_S3_SECRET_KEY (an administrator's), STOWAGE_S3_BUCKET, STOWAGE_S3_REGION; each may be
-a file, …_FILE.
+Reads STOWAGE_DATABASE_URL (an administrator's, of the maintenance database; PGPASSWORD where it has no password),
+STOWAGE_S3_ENDPOINT, STOWAGE_S3_ACCESS_KEY and STOWAGE_S3_SECRET_KEY (an administrator's), STOWAGE_S3_BUCKET,
+STOWAGE_S3_REGION; each but PGPASSWORD may be a file, …_FILE.
 """
 
 import argparse

@@ -34,7 +34,7 @@ _WITH_TOKEN = (
     "object-store-unavailable",
     "registry-unavailable",
 )
-_WITH_JSON = ("too-large", "unsupported-media-type")
+_WITH_JSON = ("too-large", "unsupported-media-type", "body-stalled", "body-damaged")
 _REQUEST_ID = "req_019aa5c3e1f200112233445566778899"
 
 _ERROR_HEADERS = {

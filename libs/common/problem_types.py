@@ -61,8 +61,8 @@ PROBLEM_TYPES: dict[str, ProblemType] = {
             "reason-required": "replacing hello@1.2.0 needs the parameter reason: say why, in a sentence.",
             "nothing-to-change": "say what of hello@1.2.0 is to change: status, immutable or both.",
             "invalid-platform": "name at least one platform, as in linux/x64, or any.",
-            "body-stalled": "nothing came for 60 seconds. Publish again.",
-            "body-damaged": "the body is damaged: it ended before its length. Publish again.",
+            "body-stalled": "nothing of the body came for 60 seconds. Send it again.",
+            "body-damaged": "the body is damaged: it ended before its length. Send it again.",
         },
     ),
     **_of(

@@ -1,5 +1,6 @@
 """Reading requests: query strings and JSON bodies become models, or refusals that name each part that is wrong."""
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ MAX_JSON_BYTES = 1024 * 1024
 """The largest JSON body, where a route has no limit of its own."""
 
 
+_IDLE_SECONDS = 60.0
 _MAX_PARTS = 100_000
 """Most values in a JSON body: a few bytes each, and a thousand times as much in memory when each is refused by name."""
 
@@ -37,7 +39,7 @@ def require_json(request: web.Request) -> None:
 async def read_body(request: web.Request, *, max_bytes: int, setting: str | None = None) -> bytes:
     """The whole body, or TooLarge, which names the setting that the limit is, if it is one."""
     body = bytearray()
-    async for chunk in _chunks(request):
+    async for chunk in body_chunks(request, idle_seconds=_IDLE_SECONDS):
         body += chunk
         if len(body) > max_bytes:
             where = "here" if setting is None else f"({setting})"
@@ -48,12 +50,21 @@ async def read_body(request: web.Request, *, max_bytes: int, setting: str | None
     return bytes(body)
 
 
-async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in request.content.iter_chunked(64 * 1024):
-            yield chunk
-    except web.RequestPayloadError as error:
-        raise InvalidRequest(f"the body is damaged: {error}. Send it again.") from error
+async def body_chunks(request: web.Request, *, idle_seconds: float) -> AsyncIterator[bytes]:
+    """The body as it comes in; InvalidRequest where nothing comes for `idle_seconds`, or it is not what HTTP allows."""
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise InvalidRequest(
+                f"nothing of the body came for {idle_seconds:g} seconds. Send it again.", kind="body-stalled"
+            ) from None
+        except web.RequestPayloadError as error:
+            raise InvalidRequest(f"the body is damaged: {error}. Send it again.", kind="body-damaged") from error
+        if not chunk:
+            return
+        yield chunk
 
 
 def parse_model(body: bytes, model: type[Model]) -> Model:

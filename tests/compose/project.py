@@ -29,7 +29,9 @@ class Project:
     images: Mapping[str, str]
     name: str = field(default_factory=lambda: f"stowage-test-{secrets.token_hex(3)}")
     passwords: Mapping[str, str] = field(
-        default_factory=lambda: {name: secrets.token_hex(16) for name in ("POSTGRES_PASSWORD", "S3_ROOT_PASSWORD")}
+        default_factory=lambda: {
+            name: f"{secrets.token_hex(16)}/?#@:%&" for name in ("POSTGRES_PASSWORD", "S3_ROOT_PASSWORD")
+        }
     )
     ports: Mapping[str, int] = field(
         default_factory=lambda: {

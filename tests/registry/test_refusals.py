@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from libs.common import reading
 from libs.common.client import ServiceError
 from libs.common.object_uploads import PART_BYTES
 from tests.backend import Backend
@@ -169,6 +170,23 @@ async def test_damaged_chunked_framing_is_refused(backend: Backend) -> None:
         writer.write(b"zzz\r\n")
         assert b" 400 " in await reader.readline()
         writer.close()
+        await registry.settled()
+        assert await registry.residue() == NOTHING
+
+
+async def test_a_body_that_stops_coming_is_refused(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_IDLE_SECONDS", 0.2)
+    async with running_registry(backend, body_idle_seconds=0.2) as registry:
+        for request in ("PUT /job-bundles/hello/versions/1.0.0", "PUT /jobs/hello"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", registry.port)
+            writer.write(
+                f"{request} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {registry.token}\r\n"
+                f"Content-Length: 100\r\n\r\n{{".encode()
+            )
+            await writer.drain()
+            assert b" 400 " in await reader.readline()
+            assert b"urn:stowage:problem:body-stalled" in await reader.read(1000)
+            writer.close()
         await registry.settled()
         assert await registry.residue() == NOTHING
 
