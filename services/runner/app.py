@@ -179,6 +179,7 @@ class _Parts:
             application[workflow_routes.WORKFLOW_ACCEPTANCE] = WorkflowAcceptance(
                 pool, registry, standing, turns, backlog, max_parameters_bytes=limit
             )
+            await stack.enter_async_context(watch.watching())
             await stack.enter_async_context(metrics.watching_queue(pool))
             self._work = await stack.enter_async_context(_serving(worker, self.stopping))
             await stack.enter_async_context(_tidying(logs, uploads, turns, executor))

@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from enum import StrEnum, auto
 from uuid import UUID
 
 from libs.common.database import Notifications, Pool, is_connection_lost
 from libs.common.log import get_logger
-from services.runner.store import lease_status
+from services.runner.store import lease_statuses
 
 _log = get_logger("runner")
 
@@ -62,13 +63,30 @@ class Interrupts:
         return self.reason or Interrupt.LOSS
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    run_id: str
+    interrupts: Interrupts
+
+
 class Watch:
-    """Looks after the leases of this runner's attempts."""
+    """Looks after the leases of this runner's attempts: at one when there is news of it, at all of them regularly."""
 
     def __init__(self, pool: Pool, notifications: Notifications, *, poll_seconds: float) -> None:
         self._pool = pool
         self._notifications = notifications
         self._poll_seconds = poll_seconds
+        self._attempts: dict[UUID, _Watched] = {}
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Look regularly for as long as the context is open."""
+        task = asyncio.create_task(self._look_regularly())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def news(self, run_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
         """An event that is set when the lease of a run, or the wish to cancel it, may have changed."""
@@ -80,35 +98,48 @@ class Watch:
     ) -> AsyncIterator[Interrupts]:
         """Interrupts for one attempt, for as long as the context is open. `news` is from before the run was leased."""
         interrupts = Interrupts()
+        self._attempts[lease] = _Watched(run_id, interrupts)
         tasks = [
-            asyncio.create_task(self._follow(run_id, lease, news, interrupts)),
+            asyncio.create_task(self._follow(lease, news)),
             asyncio.create_task(_follow_stop(stopping, interrupts)),
         ]
         try:
             yield interrupts
         finally:
+            del self._attempts[lease]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, run_id: str, lease: UUID, news: asyncio.Event, interrupts: Interrupts) -> None:
-        while not interrupts.lost:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds):
-                    await news.wait()
+    async def _follow(self, lease: UUID, news: asyncio.Event) -> None:
+        while True:
+            await news.wait()
             news.clear()
-            try:
-                async with self._pool.acquire() as connection:
-                    status = await lease_status(connection, run_id)
-            except Exception as error:  # noqa: BLE001  # whatever it was, the next look decides
-                # While PostgreSQL is away nobody can take the run over either; the next look decides.
-                if not is_connection_lost(error):
-                    _log.exception("lease_not_watched", run=run_id)
-            else:
-                if status.lease != lease:
-                    interrupts.set(Interrupt.LOSS)
-                elif status.cancel_requested:
-                    interrupts.set(Interrupt.CANCEL)
+            await self._look([lease])
+
+    async def _look_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            if self._attempts:
+                await self._look(list(self._attempts))
+
+    async def _look(self, leases: Collection[UUID]) -> None:
+        """See which of these leases are another's by now, and which runs are to end."""
+        watched = {lease: self._attempts[lease] for lease in leases}
+        try:
+            async with self._pool.acquire() as connection:
+                statuses = await lease_statuses(connection, {attempt.run_id for attempt in watched.values()})
+        except Exception as error:  # noqa: BLE001  # whatever it was, the next look decides
+            # While PostgreSQL is away nobody can take the run over either; the next look decides.
+            if not is_connection_lost(error):
+                _log.exception("leases_not_watched", runs=len(watched))
+            return
+        for lease, attempt in watched.items():
+            status = statuses.get(attempt.run_id)
+            if status is None or status.lease != lease:
+                attempt.interrupts.set(Interrupt.LOSS)
+            elif status.cancel_requested:
+                attempt.interrupts.set(Interrupt.CANCEL)
 
 
 async def _follow_stop(stopping: asyncio.Event, interrupts: Interrupts) -> None:

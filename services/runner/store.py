@@ -4,6 +4,7 @@ Whoever executes a run holds a lease on it. Every statement that writes to a run
 and says whether it still held.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -255,15 +256,15 @@ async def lock_run(connection: Connection, run_id: str) -> LockedRun | None:
     return LockedRun(**{**dict(row), "state": RunState(row["state"])}) if row else None
 
 
-_LEASE_STATUS = """
-    SELECT lease, cancel_requested_at IS NOT NULL AS cancel_requested FROM runner.runs WHERE id = $1
+_LEASE_STATUSES = """
+    SELECT id, lease, cancel_requested_at IS NOT NULL AS cancel_requested FROM runner.runs WHERE id = ANY($1::text[])
 """
 
 
-async def lease_status(connection: Connection, run_id: str) -> LeaseStatus:
-    """Who holds the lease just now."""
-    row = await connection.fetchrow(_LEASE_STATUS, run_id)
-    return LeaseStatus(**dict(row)) if row else LeaseStatus(None, cancel_requested=False)
+async def lease_statuses(connection: Connection, run_ids: Collection[str]) -> dict[str, LeaseStatus]:
+    """Who holds the leases of these runs just now; without those that are not there."""
+    rows = await connection.fetch(_LEASE_STATUSES, list(run_ids))
+    return {row["id"]: LeaseStatus(row["lease"], cancel_requested=row["cancel_requested"]) for row in rows}
 
 
 _MARK_RUNNING = """
