@@ -114,7 +114,7 @@ def main() -> int:
         if not database_url:
             raise SettingsError(f"{_DATABASE_URL} is not set")
         asyncio.run(migrate(database_url) if wait_seconds is None else wait_until_migrated(database_url, wait_seconds))
-    except (SettingsError, MigrationError, OSError, asyncpg.PostgresError) as error:
+    except (SettingsError, MigrationError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         sys.stderr.write(f"migration failed: {error}\n")
         return 1
     return 0

@@ -55,7 +55,15 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"setup: {error}\n")
         return 2
-    except (ProvisionError, MigrationError, StowageError, InvalidNote, OSError, asyncpg.PostgresError) as error:
+    except (
+        ProvisionError,
+        MigrationError,
+        StowageError,
+        InvalidNote,
+        OSError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+    ) as error:
         sys.stderr.write(f"setup: {error}\n")
         return 1
     sys.stdout.write("all is ready for the services\n")

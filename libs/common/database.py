@@ -50,6 +50,8 @@ async def _connect(*arguments: Any, **options: Any) -> "asyncpg.Connection[async
         return await asyncpg.connect(*arguments, **options)
     except FileNotFoundError as error:  # of the socket: told apart from a file that a request is about
         raise ConnectionRefusedError(error.errno, "PostgreSQL's socket is not there") from error
+    except asyncpg.exceptions.ClientConfigurationError as error:
+        raise ConnectionError(f"the database's URL can't be used: {error}") from error
 
 
 @asynccontextmanager

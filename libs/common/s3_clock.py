@@ -1,7 +1,8 @@
 """Signing requests to S3 by the server's clock.
 
-S3 refuses what was signed more than a quarter of an hour before or after its own time. A clock is that far off after
-somebody has set it, or where a virtual machine goes on that was suspended. Each answer says what the time is.
+S3 refuses what was signed more than a quarter of an hour before or after its own time, and a presigned request once its
+time is over by S3's own. A clock is that far off after somebody has set it, or where a virtual machine goes on that was
+suspended. Each answer says what the time is.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from botocore.credentials import Credentials
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_TOLERANCE = timedelta(minutes=5)
+_TOLERANCE = timedelta(seconds=20)  # answers tell seconds, and may have been on their way for some
 _MAX_ATTEMPTS = 3
 _SIGNATURE = "s3v4-server-clock"
 _OFFSET = "stowage_clock_offset"
@@ -40,14 +41,14 @@ class ServerClock:
         signer.add_auth(request)
 
     def learn(self, status: int, headers: Mapping[str, str]) -> bool:
-        """Whether an answer refused a request for its time: it is to be tried again at once, with the server's."""
-        if status != HTTPStatus.FORBIDDEN or "date" not in headers:
+        """Take the time from an answer. Whether the request was refused for it: it is to be tried again at once."""
+        if "date" not in headers or "age" in headers:  # the second is from a cache, and old
             return False
         ahead = parsedate_to_datetime(headers["date"]) - datetime.now(UTC)
         if abs(ahead - self._ahead) < _TOLERANCE:
             return False
         self._ahead = ahead
-        return True
+        return status == HTTPStatus.FORBIDDEN
 
     def sign_requests_of(self, client: "S3Client") -> None:
         """Let `client` sign by the server's clock, and try again at once what was refused for the machine's."""

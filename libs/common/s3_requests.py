@@ -228,7 +228,7 @@ def _persistently(
     learn: Callable[[int, Mapping[str, str]], bool],
     is_repeatable: Callable[[], bool],
 ) -> AWSResponse:
-    """Send until the answer is no error that passes; `learn` may want another try at once."""
+    """Send until the answer is no error that passes; `learn` sees each, and may want another try at once."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             answer = send_once()
@@ -237,6 +237,7 @@ def _persistently(
                 raise
         else:
             if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+                learn(answer.status_code, answer.headers)
                 return answer
             content = answer.content  # reads it, so that the connection can be used again
             is_last = attempt == ATTEMPTS or not is_repeatable()

@@ -67,7 +67,7 @@ class _Variables(EnvSettingsSource):
 class ServiceSettings(BaseSettings):
     """Settings that all services have. Subclasses set `env_prefix` and their default port."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", description="Address to listen on; empty for all, of IPv4 and IPv6.")
     port: int = Field(ge=0, le=65535, description="Port to listen on.")
     database_url: SecretStr = Field(description="PostgreSQL connection string.")
     database_pool_size: int = Field(10, ge=2, le=200, description="Connections to PostgreSQL at most.")

@@ -156,12 +156,12 @@ async def serve(
     application: web.Application, *, service: str, host: str, port: int, shutdown_seconds: float, stop: asyncio.Event
 ) -> None:
     """Serve until `stop` is set and the application is drained; then accept nothing new, let open requests finish, and
-    clean up.
+    clean up. An empty `host` is all addresses of the machine.
     """
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=shutdown_seconds, handler_cancellation=True)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host or None, port)
         await site.start()
         get_logger(service).info("listening", host=host, port=port)
         await stop.wait()

@@ -1,8 +1,11 @@
 """Bringing a database to the present schema, and waiting until somebody has done so."""
 
 import asyncio
+import os
 import secrets
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -62,3 +65,22 @@ async def test_a_migration_under_way_is_waited_for(backend: Backend) -> None:
     finally:
         await holder.close()
     await wait_until_migrated(backend.database_url, _PATIENCE_SECONDS)
+
+
+async def test_a_url_that_can_not_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """No certificate authority is where asyncpg looks for one."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "infra.migrate", "--wait", "1"),
+        cwd=Path(__file__).resolve().parents[2],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "STOWAGE_DATABASE_URL": "postgresql://stowage@127.0.0.1:1/stowage?sslmode=verify-full",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    assert said.decode().startswith("migration failed: ")
+    assert "root.crt" in said.decode()
+    assert "Traceback" not in said.decode()

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
 
+from libs.common import s3_clock
 from libs.common.object_uploads import PART_BYTES
 from libs.common.objects import checksum_of
 from libs.common.s3_requests import PresignedRequest, PresignedRequests
@@ -75,6 +79,25 @@ def test_a_request_expires(backend: Backend) -> None:
     presigned = _put(backend, b"content", expires_seconds=-1)
     with pytest.raises(ClientError):
         _send(presigned, b"content")
+
+
+@pytest.mark.parametrize("minutes", [-3, 3])
+def test_a_request_is_signed_by_the_servers_clock(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(minutes=minutes)
+
+    monkeypatch.setattr(s3_clock, "datetime", Wrong)
+    objects = backend.objects()
+    objects.put(_KEY, b"content", content_type="text/plain")
+    presigned = objects.presigned_read(_KEY, expires_seconds=60)
+    signed_at = parse_qs(urlsplit(presigned.url).query)["X-Amz-Date"][0]
+    off = datetime.strptime(signed_at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) - datetime.now(UTC)
+    assert abs(off) < timedelta(minutes=1)
+    assert _send(presigned)["body"] == "content"
 
 
 def test_an_object_is_written_in_parts(backend: Backend) -> None:

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from libs.common.settings import ServiceSettings
 from services.builder.settings import BuilderSettings
@@ -31,6 +33,7 @@ _SETTINGS: dict[str, type[ServiceSettings]] = {
     "builder": BuilderSettings,
     "runner": RunnerSettings,
 }
+_DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "kubernetes.md"
 _PRE_STOP_SECONDS = 5
 _OWN_BYTES = 384 * 2**20
 """What a runner needs beside its jobs."""
@@ -129,35 +132,59 @@ def test_runs_have_the_image_of_their_runner(name: str, tmp_path: Path) -> None:
     assert environment["STOWAGE_RUNNER_ADVERTISED_URL"] == "http://10.0.0.1:7103"
 
 
-def test_layers_of_ones_own_may_have_images_and_places_of_their_own(tmp_path: Path) -> None:
-    """As docs/kubernetes.md goes through it: one layer, and one above for runs as Jobs."""
-    lower, upper = tmp_path / "lower", tmp_path / "upper"
-    for directory in (lower, upper):
+def _documented(directory: Path, *keys: str) -> dict[str, Any]:
+    """A layer of the blocks of docs/kubernetes.md that have such texts in them, with the manifests beside it."""
+    layer: dict[str, Any] = {}
+    blocks = re.findall(r"```yaml\n(.*?)```", _DOCUMENT.read_text(), re.DOTALL)
+    for key in keys:
+        (block,) = (block for block in blocks if key in block)
+        here = os.path.relpath(MANIFESTS, directory.resolve())
+        text = re.sub(r"https://git\.example/stowage//infra/kubernetes(\S*)\?ref=\S+", rf"{here}\1", block)
+        for name, values in yaml.safe_load(textwrap.dedent(text)).items():
+            layer[name] = layer.get(name, []) + values
+    return layer
+
+
+def test_layers_of_ones_own_are_as_they_are_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with images and places, one above for runs as Jobs, and one more for settings of such runs."""
+    layers = {
+        "mine": ("overlays/production", "imagePullSecrets"),
+        "jobs": ("components/run-jobs", "169.254.20.10"),
+        "settings": ("KUBERNETES_DEFAULT_CLASS", "imagePullSecrets"),
+    }
+    below = None
+    for name, keys in layers.items():
+        directory = tmp_path / name
         directory.mkdir()
-    infra = os.path.relpath(MANIFESTS, lower.resolve())
-    names = {f"stowage/{service}": f"registry.example/stowage/{service}" for service in SERVICES}
-    place = {
-        "name": "object-storage",
-        "namespace": "stowage",
-        "behavior": "merge",
-        "literals": ["endpoint=https://s3.own"],
-    }
-    layer = {
-        "resources": [f"{infra}/overlays/production"],
-        "images": [{"name": name, "newName": own} for name, own in names.items()],
-        "configMapGenerator": [place],
-    }
-    (lower / "kustomization.yaml").write_text(json.dumps(layer))
-    components = [f"{infra}/components/{component}" for component in ("run-jobs", "run-policies")]
-    (upper / "kustomization.yaml").write_text(json.dumps({"resources": ["../lower"], "components": components}))
-    manifests = render(upper)
+        layer = _documented(directory, *keys)
+        if below is not None:
+            layer["resources"] = [f"../{below}"]
+        (directory / "kustomization.yaml").write_text(json.dumps(layer))
+        below = name
+    manifests = render(tmp_path / "settings")
     images = {
         container["image"].rpartition(":")[0] for _, spec in pod_specs(manifests) for container in containers(spec)
     }
-    assert images == set(names.values())
+    assert images == {f"registry.example/stowage/{service}" for service in SERVICES}
     environment = _environment(manifests, _container(manifests, "runner"), tmp_path)
     assert environment["STOWAGE_RUNNER_KUBERNETES_IMAGE"] == _container(manifests, "runner")["image"]
-    assert environment["STOWAGE_RUNNER_S3_ENDPOINT"] == "https://s3.own"
+    assert environment["STOWAGE_RUNNER_S3_ENDPOINT"] == "https://s3.example.com"
+    assert of_kind(manifests, "HorizontalPodAutoscaler") == []
+    accounts = of_kind(manifests, "ServiceAccount")
+    assert {each["metadata"]["namespace"] for each in accounts} == {"stowage", "stowage-runs"}
+    assert all(each["imagePullSecrets"] for each in accounts)
+    assert all(spec["serviceAccountName"] != "default" for _, spec in pod_specs(manifests))
+    settings = _settings(manifests, "runner", tmp_path, monkeypatch)
+    assert isinstance(settings, RunnerSettings)
+    assert settings.kubernetes_default_class == "amd64"
+    for service in SERVICES:
+        assert _container(manifests, service)["pod"]["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    to_bucket = one(manifests, "NetworkPolicy", "runs-to-bucket")["spec"]["egress"]
+    assert to_bucket == [{"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}], "ports": [{"port": 443}]}]
+    ports = [
+        port["port"] for rule in one(manifests, "NetworkPolicy", "runs")["spec"]["egress"] for port in rule["ports"]
+    ]
+    assert ports == [7103, 53, 53, 53, 53, 5353, 5353]
 
 
 @every_overlay
