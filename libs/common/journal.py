@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from libs.common.database import Connection, Notifications, Pool, is_connection_lost
@@ -24,6 +24,9 @@ _RETRY_SECONDS = 0.5
 _PAGE_LINES = 250  # a page is worked on in one go, and nobody else is meanwhile
 _MAX_LINE_CHARACTERS = 16 * 1024
 _KEPT_BYTES = 256 * 1024
+
+Holder: TypeAlias = UUID | str
+"""Who writes, as the service's guard knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Journal:
         stream: str,
         limits: JournalLimits | None = None,
         *,
-        holder: UUID | None = None,
+        holder: Holder | None = None,
         new_at: datetime | None = None,
     ) -> AsyncIterator["JournalWriter"]:
         """A writer that continues after the last line of `stream`; everything is stored when the context ends.
@@ -90,7 +93,7 @@ class Journal:
             await asyncio.gather(task, return_exceptions=True)
             await writer.flush()
 
-    async def store(self, stream: str, entries: list[LogEntry], *, holder: UUID | None = None) -> bool:
+    async def store(self, stream: str, entries: list[LogEntry], *, holder: Holder | None = None) -> bool:
         """Store lines and wake whoever follows; False where `holder` may not write the stream (any more)."""
         async with self._pool.acquire() as connection:
             stored = await connection.fetchrow(
@@ -157,7 +160,7 @@ class JournalWriter:
     """Collects lines and stores them in batches. Only one writer may write a stream at a time.
 
     Their times are those of PostgreSQL, which is asked once: writers on several machines agree about them, and whoever
-    sets the clock of one does not change them.
+    sets the clock of one does not change them. `continues`: the first lines are another writer's.
     """
 
     def __init__(
@@ -167,11 +170,12 @@ class JournalWriter:
         last: int,
         now: datetime,
         limits: JournalLimits,
-        holder: UUID | None = None,
+        holder: Holder | None = None,
     ) -> None:
         self._journal = journal
         self._stream = stream
         self._seq = last
+        self.continues = last > 0
         self._begun_at, self._begun = now, time.monotonic()
         self._limits = limits
         self._holder = holder

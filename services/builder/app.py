@@ -22,6 +22,8 @@ from services.builder.recovery import Recovery
 from services.builder.retention import expire_regularly
 from services.builder.routes import IMPORTS, LOGS, TAGS, routes
 from services.builder.settings import BuilderSettings
+from services.builder.store import JOURNAL_GUARD
+from services.builder.takeover import Takeover
 from services.builder.toolchain import find_toolchain
 from services.builder.worker import Worker, new_holder
 
@@ -108,7 +110,7 @@ def _work(settings: BuilderSettings) -> CleanupContext:
     async def context(application: web.Application) -> AsyncIterator[None]:
         pool, registry, stopping = application[_POOL], application[_REGISTRY], application[_STOPPING]
         notifications = Notifications(settings.database_url.get_secret_value(), f"{SERVICE}_journal")
-        journal = Journal(pool, SERVICE, notifications)
+        journal = Journal(pool, SERVICE, notifications, guard=JOURNAL_GUARD)
         ledger = Ledger(pool, journal, new_holder())
         logs = BuildLogs(pool, journal, application[_OBJECTS], stopping)
         builds = Builds(
@@ -119,7 +121,7 @@ def _work(settings: BuilderSettings) -> CleanupContext:
             journal=journal,
             logs=logs,
         )
-        worker = Worker(ledger, builds, registry, settings.heartbeat_seconds)
+        worker = Worker(settings, ledger, builds, registry)
         application[_WORKER] = worker
         application[LOGS] = logs
         application[IMPORTS] = Imports(
@@ -130,14 +132,15 @@ def _work(settings: BuilderSettings) -> CleanupContext:
             keep_alive_seconds=settings.keep_alive_seconds,
             stopping=stopping,
         )
-        recovery = Recovery(settings, pool, ledger, builds)
-        async with notifications.listening(), recovery.watching(), worker.beating():
+        recovery = Recovery(settings, pool, builds)
+        takeover = Takeover(settings, ledger, worker, registry, notifications)
+        async with notifications.listening(), recovery.watching(), worker.beating(), takeover.watching():
             yield
 
     return context
 
 
 async def _stop(application: web.Application) -> None:
-    """End what is being built, so that those who watch hear of it, and then those who watch what others build."""
+    """Hand back what is being built, so that those who watch hear of it, and then end those who watch."""
     await application[_WORKER].stop()
     application[_STOPPING].set()

@@ -20,7 +20,7 @@ from services.builder.ledger import HolderLost, Ledger
 from services.builder.logs import BuildLogs
 from services.builder.publishing import Publication, publish
 from services.builder.settings import BuilderSettings
-from services.builder.sources import manifest_of
+from services.builder.sources import Example, manifest_of
 from services.builder.toolchain import Toolchain, command_environment
 from services.builder.workspace import Workspace, open_workspace
 
@@ -32,19 +32,19 @@ _log = get_logger("builder")
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What to build, and on whose behalf."""
+    """What to build, and on whose behalf. `interruption` says why it begins again, if it had begun."""
 
     build_id: str
     import_id: str
-    example: str
+    example: Example
     actor: str
     slug: str
-    source: Path
+    interruption: str | None
 
     @property
     def reason(self) -> str:
         """Why the version is replaced, as the audit trail will say."""
-        return f"import {self.import_id} of {self.example} requested by {self.actor}"
+        return f"import {self.import_id} of {self.example.name} requested by {self.actor}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,9 @@ class Builds:
         """
         async with self._places:
             limits = JournalLimits(max_bytes=self._settings.log_max_bytes)
-            async with self._journal.writing(assignment.build_id, limits) as log:
+            async with self._journal.writing(assignment.build_id, limits, holder=self._ledger.holder) as log:
+                if log.continues and assignment.interruption:
+                    log.write(_SYSTEM, f"{assignment.interruption}; the build begins again.", level="warning")
                 outcome = await self._attempt(assignment, log)
             if isinstance(outcome, Failure):
                 await self._ledger.fail_build(assignment.import_id, assignment.build_id, outcome)
@@ -96,7 +98,7 @@ class Builds:
     async def close_logs(self, build_ids: Sequence[str], message: str) -> None:
         """End the logs of builds that were ended from outside, with a line that says why."""
         for build_id in build_ids:
-            async with self._journal.writing(build_id) as log:
+            async with self._journal.writing(build_id, holder=self._ledger.holder) as log:
                 log.write(_SYSTEM, message, level="error")
             await self.archive(build_id)
 
@@ -140,9 +142,10 @@ class Builds:
 
     async def _build(self, assignment: Assignment, log: JournalWriter) -> Publication:
         log.write(_SYSTEM, f"{assignment.reason}; {self._toolchain.description}")
+        source = assignment.example.source(assignment.slug)
         await self._start(assignment, BuildStage.COPY)
         async with open_workspace(self._settings.work_dir, assignment.build_id) as workspace:
-            files = await in_thread(copy_source, assignment.source, workspace.source)
+            files = await in_thread(copy_source, source, workspace.source)
             manifest = await in_thread(manifest_of, workspace.source, assignment.slug)
             log.write(BuildStage.COPY, f"{files} files of {assignment.slug}@{manifest.version}")
             await in_thread(self._toolchain.install, workspace)

@@ -15,10 +15,10 @@ from libs.common.journal import Journal
 from libs.common.models import Build, Import, ImportRequest, ImportState, Page
 from libs.common.paging import Wanted, page_of
 from services.builder import store
-from services.builder.builds import Assignment
 from services.builder.ledger import build_of, import_of, import_with
-from services.builder.sources import Example, find_example
-from services.builder.worker import Order, Worker
+from services.builder.orders import Order
+from services.builder.sources import find_example
+from services.builder.worker import Worker
 
 _EVENTS_AT_ONCE = 500
 
@@ -48,14 +48,10 @@ class Imports:
     ) -> Import:
         """Accept an import and begin with it. Raises InvalidRequest, NotFound, Unprocessable, Unavailable."""
         self._worker.require_open()
-        example, sources = await in_thread(self._choose, wanted)
-        import_id = new_id("imp")
-        assignments = [
-            Assignment(new_id("bld"), import_id, example.name, origin.actor, slug, source)
-            for slug, source in sources.items()
-        ]
+        slugs = await in_thread(self._choose, wanted)
+        order = Order(new_id("imp"), wanted.example, origin.actor, waiting={slug: new_id("bld") for slug in slugs})
         # Undivided: what is written down is also begun, even if the client has left.
-        return await to_the_end(self._accept(Order(import_id, example, assignments), origin, conclude))
+        return await to_the_end(self._accept(order, origin, conclude))
 
     async def get(self, import_id: str) -> Import:
         """An import; raises NotFound."""
@@ -91,21 +87,19 @@ class Imports:
         event = audit.Event(
             "import.requested",
             f"import/{order.import_id}",
-            detail={"example": order.example.name, "bundles": [assignment.slug for assignment in order.assignments]},
+            detail={"example": order.example, "bundles": list(order.waiting)},
         )
         async with self._pool.acquire() as connection, connection.transaction():
             await store.insert_import(
                 connection,
                 order.import_id,
-                example=order.example.name,
+                example=order.example,
                 requested_by=origin.actor,
                 request_id=origin.request_id,
                 holder=self._worker.holder,
             )
-            for assignment in order.assignments:
-                await store.insert_build(
-                    connection, assignment.build_id, import_id=order.import_id, slug=assignment.slug
-                )
+            for slug, build_id in order.waiting.items():
+                await store.insert_build(connection, build_id, import_id=order.import_id, slug=slug)
             await audit.append(connection, origin, event)
             accepted = await self._shown(connection, order.import_id)
             await conclude(connection, accepted)
@@ -115,9 +109,10 @@ class Imports:
     async def _follow(self, import_id: str, after: int) -> AsyncGenerator[store.ImportEvent | None, None]:
         sent_at = time.monotonic()
         async with self._journal.changes(import_id) as changes:
-            while not self._stopping.is_set():
-                # In this order: the last event is there when the import says that it has ended.
-                ended = await self._ended(import_id)
+            while True:
+                # In this order: the last event is there when the import says that it has ended, and so is that of the
+                # import that this builder has handed back.
+                over = self._stopping.is_set() or await self._ended(import_id)
                 async with self._pool.acquire() as connection:
                     events = await store.list_events(connection, import_id, after=after, limit=_EVENTS_AT_ONCE)
                 for event in events:
@@ -125,16 +120,15 @@ class Imports:
                     after, sent_at = event.seq, time.monotonic()
                 if events:
                     continue
-                if ended:
+                if over:
                     return
                 if time.monotonic() - sent_at >= self._keep_alive_seconds:
                     yield None
                     sent_at = time.monotonic()
                 await changes.wait()
 
-    def _choose(self, wanted: ImportRequest) -> tuple[Example, dict[str, Path]]:
-        example = find_example(self._examples_dir, wanted.example)
-        return example, example.choose(wanted.bundles)
+    def _choose(self, wanted: ImportRequest) -> list[str]:
+        return list(find_example(self._examples_dir, wanted.example).choose(wanted.bundles))
 
     async def _shown(self, connection: Connection, import_id: str) -> Import:
         return await import_of(connection, await _row(connection, import_id))

@@ -11,22 +11,24 @@ from typing import Any
 from libs.common import audit
 from libs.common.database import Connection, Pool
 from libs.common.journal import Journal
-from libs.common.log import get_logger
 from libs.common.models import Build, BuildStage, BuildState, Failure, Import, ImportState
 from services.builder import store
+from services.builder.orders import Order
 from services.builder.publishing import Publication
 
 IMPORT_STARTED = "import.started"
+IMPORT_HANDED_BACK = "import.handed_back"
+IMPORT_LOST = "import.lost"
 IMPORT_FINISHED = "import.finished"
 BUILD_STAGE = "build.stage"
 BUILD_FINISHED = "build.finished"
 DEFINITIONS_UPDATED = "definitions.updated"
 
-LOST = Failure(
-    type="builder-lost", message="the builder that worked on it was lost; run the import again.", log_tail=[]
-)
+IMPORTS_LEFT = "imports left"
+"""What builders are notified of, on the channel of the journal, when an import has no builder any more."""
 
-_log = get_logger("builder")
+_STOPPED = "the builder that worked on this import was stopped"
+_LOST = "the builder that worked on this import was lost"
 
 
 class HolderLost(Exception):
@@ -113,16 +115,44 @@ class Ledger:
         async with self._holding(import_id) as connection:
             return await self._finish(connection, import_id, state, error)
 
-    async def fail_lost_imports(self, lost_seconds: float) -> list[str]:
-        """End the imports whose builder has not been heard of for so long; ids of the builds that ended with them."""
-        failed: list[str] = []
-        while True:
-            async with self._pool.acquire() as connection, connection.transaction():
-                import_id = await store.lock_lost_import(connection, lost_seconds)
-                if import_id is None:
-                    return failed
-                failed += await self._finish(connection, import_id, ImportState.FAILED, LOST)
-            _log.warning("import_lost", import_id=import_id)
+    async def hand_back(self, import_id: str) -> None:
+        """Leave an import to other builders, and let its builds that have not ended wait again; raises HolderLost."""
+        async with self._holding(import_id) as connection:
+            await store.requeue_builds(connection, import_id)
+            await store.hand_back_import(connection, import_id)
+            await self._tell_import(connection, import_id, IMPORT_HANDED_BACK)
+            await self._journal.wake(connection, IMPORTS_LEFT)
+
+    async def is_import_left(self, lost_seconds: float, *, but: Sequence[str]) -> bool:
+        """Whether there is an import that `take_over` would take."""
+        async with self._pool.acquire() as connection:
+            return await store.is_import_left(connection, lost_seconds, but=but)
+
+    async def take_over(self, lost_seconds: float, *, but: Sequence[str]) -> Order | None:
+        """Take one import that has no builder any more, other than those in `but`: what is left to be done for it.
+
+        It was handed back, or its builder has not been heard of for `lost_seconds`.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            left = await store.lock_left_import(connection, lost_seconds, but=but)
+            if left is None:
+                return None
+            lost = left.holder is not None
+            times_lost = await store.take_import(connection, left.id, self.holder, lost=lost)
+            if lost:
+                await store.requeue_builds(connection, left.id)
+                await self._tell_import(connection, left.id, IMPORT_LOST)
+            builds = await store.list_builds(connection, [left.id])
+        return Order(
+            left.id,
+            left.example,
+            left.requested_by,
+            waiting={build.slug: build.id for build in builds if build.state is BuildState.QUEUED},
+            built=[build.slug for build in builds if build.state is BuildState.SUCCEEDED],
+            failed=[build.slug for build in builds if build.state is BuildState.FAILED],
+            interruption=_LOST if lost else _STOPPED,
+            times_lost=times_lost,
+        )
 
     async def _finish(
         self, connection: Connection, import_id: str, state: ImportState, error: Failure | None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from libs.common.client import RegistryClient, ServiceError
+from libs.common.client import RegistryClient
 from libs.common.completion import in_thread
 from libs.common.errors import Unprocessable
 from libs.common.models import Page, Revision, Version
@@ -31,29 +31,18 @@ async def publish(
 
     Raises Unprocessable for what can't be packed, ServiceError for what the registry refuses, Unavailable.
     """
-    before = await _published(registry, slug, version)
     async with _packed(directory) as body:
         status, after = await registry.publish(slug, version, body, force=True, reason=reason, build_id=build_id)
-    if status != 201 and (
-        (before is not None and before.revision == after.revision)
-        or not await _is_ours(registry, slug, version, after.revision, build_id)
-    ):
+    if status != 201 and not await _is_ours(registry, slug, version, after.revision, build_id):
         return Publication(after, unchanged=True, previous_digest=None)
     return Publication(after, unchanged=False, previous_digest=after.previous_digest)
 
 
-async def _published(registry: RegistryClient, slug: str, version: str) -> Version | None:
-    """A version as it is now, if it is there at all."""
-    try:
-        return await registry.get(_version_path(slug, version), Version)
-    except ServiceError as error:
-        if error.status == 404:
-            return None
-        raise
-
-
 async def _is_ours(registry: RegistryClient, slug: str, version: str, revision: int, build_id: str) -> bool:
-    """Whether a revision was made by this build: somebody else may have published the same content just before."""
+    """Whether a revision was made by this build.
+
+    Somebody else may have published the same content before; and so may this build, on a builder that was lost.
+    """
     cursor = ""
     while True:
         options = {"cursor": cursor} if cursor else {}

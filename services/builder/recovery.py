@@ -1,4 +1,4 @@
-"""Setting right what a lost builder left: its imports, its logs, its workspaces."""
+"""Setting right what a lost builder left beside its imports: its workspaces, and logs of builds that had ended."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,6 @@ from libs.common.errors import StowageError
 from libs.common.log import get_logger
 from services.builder import store
 from services.builder.builds import Builds
-from services.builder.ledger import LOST, Ledger
 from services.builder.settings import BuilderSettings
 from services.builder.worker import DATABASE_ERRORS
 from services.builder.workspace import sweep
@@ -21,10 +20,9 @@ _log = get_logger("builder")
 class Recovery:
     """Looks for what was lost, at once and then regularly. Several builders may do so at the same time."""
 
-    def __init__(self, settings: BuilderSettings, pool: Pool, ledger: Ledger, builds: Builds) -> None:
+    def __init__(self, settings: BuilderSettings, pool: Pool, builds: Builds) -> None:
         self._settings = settings
         self._pool = pool
-        self._ledger = ledger
         self._builds = builds
 
     @asynccontextmanager
@@ -50,8 +48,6 @@ class Recovery:
         except OSError as error:
             _log.warning("workspaces_not_swept", error=str(error))
         try:
-            lost = await self._ledger.fail_lost_imports(self._settings.lost_seconds)
-            await self._builds.close_logs(lost, LOST.message)
             async with self._pool.acquire() as connection:
                 forgotten = await store.list_unarchived_builds(connection, self._settings.lost_seconds)
             for build_id in forgotten:

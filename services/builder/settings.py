@@ -30,8 +30,8 @@ class BuilderSettings(ServiceSettings):
     log_max_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="How long the log of a build may get.")
     retention_days: float | None = Field(None, gt=0, description="Days for which logs of builds are kept.")
     heartbeat_seconds: float = Field(5.0, gt=0, description="How often a builder says that it works on its imports.")
-    lost_seconds: float = Field(30.0, gt=0, description="After how long without that an import counts as lost.")
-    recovery_seconds: float = Field(10.0, gt=0, description="How often to look for lost imports and workspaces.")
+    lost_seconds: float = Field(30.0, gt=0, description="After how long without that its builder counts as lost.")
+    recovery_seconds: float = Field(10.0, gt=0, description="How often to look for what other builders left.")
     keep_alive_seconds: float = Field(15.0, gt=0, description="How often a silent stream of events gets a comment.")
 
     @field_validator("examples_dir", "work_dir", "npm_cache")

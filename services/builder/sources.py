@@ -50,6 +50,10 @@ class Example:
             )
         return {slug: path for slug, path in self.bundles.items() if slug in slugs}
 
+    def source(self, slug: str) -> Path:
+        """The source of one bundle; raises as `choose` does."""
+        return self.choose([slug])[slug]
+
     def definitions(self) -> Definitions:
         """Its jobs and workflows; raises Unprocessable naming the file that is wrong."""
         return Definitions(

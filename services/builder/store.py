@@ -10,6 +10,13 @@ import asyncpg
 from libs.common.database import Connection
 from libs.common.models import BuildStage, BuildState, ImportState
 
+JOURNAL_GUARD = """
+    SELECT FROM builder.imports
+    WHERE id = (SELECT import_id FROM builder.builds WHERE id = $1) AND holder = $2
+    FOR SHARE
+"""
+"""Who may write to the log of a build: the holder of its import, also when that has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class BuildRow:
@@ -47,6 +54,16 @@ class ImportRow:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftImport:
+    """An import that has no builder any more. Its `holder` was lost; None where it was handed back."""
+
+    id: str
+    example: str
+    requested_by: str
+    holder: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +107,63 @@ async def hold_import(connection: Connection, import_id: str, holder: str) -> bo
     return await connection.fetchval(_HOLD_IMPORT, import_id, holder) is not None
 
 
-_LOST_IMPORTS = """
-    SELECT id FROM builder.imports
-    WHERE state IN ('queued', 'running') AND heartbeat_at < now() - make_interval(secs => $1)
+_LEFT_IMPORTS = """
+    SELECT id, example, requested_by, holder FROM builder.imports
+    WHERE state IN ('queued', 'running')
+      AND (holder IS NULL OR heartbeat_at < now() - make_interval(secs => $1))
+      AND id <> ALL($2::text[])
     ORDER BY id LIMIT 1
-    FOR UPDATE SKIP LOCKED
 """
 
 
-async def lock_lost_import(connection: Connection, lost_seconds: float) -> str | None:
-    """Lock one import whose holder has not been heard of for `lost_seconds`; its id."""
-    found: str | None = await connection.fetchval(_LOST_IMPORTS, lost_seconds)
-    return found
+async def is_import_left(connection: Connection, lost_seconds: float, *, but: Sequence[str]) -> bool:
+    """Whether `lock_left_import` would find one now."""
+    return await connection.fetchrow(_LEFT_IMPORTS, lost_seconds, list(but)) is not None
+
+
+_LOCK_LEFT_IMPORT = f"{_LEFT_IMPORTS} FOR UPDATE SKIP LOCKED"
+
+
+async def lock_left_import(connection: Connection, lost_seconds: float, *, but: Sequence[str]) -> LeftImport | None:
+    """Lock the oldest import that was handed back, or whose holder has not been heard of for `lost_seconds`.
+
+    Those whose ids are in `but` are passed over.
+    """
+    row = await connection.fetchrow(_LOCK_LEFT_IMPORT, lost_seconds, list(but))
+    return LeftImport(**row) if row else None
+
+
+_TAKE_IMPORT = """
+    UPDATE builder.imports
+    SET holder = $2, heartbeat_at = now(), state = 'queued', times_lost = times_lost + $3::boolean::int
+    WHERE id = $1
+    RETURNING times_lost
+"""
+
+
+async def take_import(connection: Connection, import_id: str, holder: str, *, lost: bool) -> int:
+    """Give an import to `holder`; how many others were `lost` while they worked on it."""
+    times: int = await connection.fetchval(_TAKE_IMPORT, import_id, holder, lost)
+    return times
+
+
+_HAND_BACK_IMPORT = "UPDATE builder.imports SET holder = NULL, state = 'queued' WHERE id = $1"
+
+
+async def hand_back_import(connection: Connection, import_id: str) -> None:
+    """Say that nobody works on an import."""
+    await connection.execute(_HAND_BACK_IMPORT, import_id)
+
+
+_REQUEUE_BUILDS = """
+    UPDATE builder.builds SET state = 'queued', stage = NULL, version = NULL, started_at = NULL
+    WHERE import_id = $1 AND state = 'running'
+"""
+
+
+async def requeue_builds(connection: Connection, import_id: str) -> None:
+    """Let the builds of an import that had begun and not ended wait for their turn again."""
+    await connection.execute(_REQUEUE_BUILDS, import_id)
 
 
 _HEARTBEAT = """
@@ -116,7 +178,9 @@ async def heartbeat(connection: Connection, holder: str, import_ids: Sequence[st
     return {row["id"] for row in await connection.fetch(_HEARTBEAT, holder, list(import_ids))}
 
 
-_START_IMPORT = "UPDATE builder.imports SET state = 'running', started_at = now() WHERE id = $1"
+_START_IMPORT = """
+    UPDATE builder.imports SET state = 'running', started_at = coalesce(started_at, now()) WHERE id = $1
+"""
 
 
 async def start_import(connection: Connection, import_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The work behind accepted imports: a task for each, a heartbeat for all, and an orderly end."""
+"""The work behind imports: a task for each, a heartbeat for all, and an orderly end."""
 
 import asyncio
 import os
@@ -6,7 +6,6 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import asyncpg
@@ -19,11 +18,16 @@ from libs.common.models import Failure, ImportState
 from services.builder.builds import Assignment, Builds
 from services.builder.definitions import Registered, register
 from services.builder.ledger import DEFINITIONS_UPDATED, HolderLost, Ledger
-from services.builder.sources import Example
+from services.builder.orders import Order
+from services.builder.settings import BuilderSettings
+from services.builder.sources import Example, find_example
 
-_STOPPED = Failure(
-    type="builder-stopped",
-    message="the builder was stopped while it worked on it; run the import again.",
+_MOST_TIMES_LOST = 3
+_LOST = Failure(
+    type="builder-lost",
+    message=f"{_MOST_TIMES_LOST} builders were lost while they worked on it: something in it may take builders down, "
+    "by the memory that it needs for example. See how they ended, in their logs or where they run, before you run the "
+    "import again.",
 )
 _BROKE = Failure(
     type="internal",
@@ -36,50 +40,55 @@ DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.Interfa
 _log = get_logger("builder")
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """An accepted import."""
-
-    import_id: str
-    example: Example
-    assignments: list[Assignment]
-
-
 def new_holder() -> str:
     """A name for this process that no other has or will have."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class Worker:
-    """Works on the imports that this builder accepted."""
+    """Works on the imports that this builder accepted or took over."""
 
-    def __init__(self, ledger: Ledger, builds: Builds, registry: RegistryClient, heartbeat_seconds: float) -> None:
+    def __init__(self, settings: BuilderSettings, ledger: Ledger, builds: Builds, registry: RegistryClient) -> None:
+        self._settings = settings
         self._ledger = ledger
         self._builds = builds
         self._registry = registry
-        self._heartbeat_seconds = heartbeat_seconds
         self._tasks: set[asyncio.Task[None]] = set()
         self._work_of: dict[str, asyncio.Task[Conclusion]] = {}
-        self._stopping = False
+        self._waiting: dict[str, int] = {}
+        self._room = asyncio.Event()
+        self._room.set()
+        self.stopping = False
 
     @property
     def holder(self) -> str:
         """Who holds what is accepted here."""
         return self._ledger.holder
 
+    @property
+    def held(self) -> list[str]:
+        """The ids of the imports that are worked on here."""
+        return list(self._work_of)
+
+    async def room(self) -> None:
+        """Return when a place for a build is free that no build waits for; never when nothing new is accepted."""
+        await self._room.wait()
+
     def require_open(self) -> None:
         """Raise Unavailable when nothing new is accepted."""
-        if self._stopping:
+        if self.stopping:
             raise Unavailable("this builder is being stopped. Try again in a moment.")
 
     def accept(self, order: Order) -> None:
         """Begin to work on an import that is written down with this holder; it goes on by itself."""
         work = asyncio.create_task(self._work(order))
         self._work_of[order.import_id] = work
+        self._waiting[order.import_id] = len(order.waiting)
+        self._note_room()
         task = asyncio.create_task(self._see_through(order, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if self._stopping:
+        if self.stopping:
             work.cancel()
 
     @asynccontextmanager
@@ -94,16 +103,17 @@ class Worker:
             await asyncio.gather(heartbeat, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Stop what is being worked on: processes are killed, workspaces removed, imports marked as failed."""
-        self._stopping = True
+        """Stop what is being worked on: processes are killed, workspaces removed, imports handed back."""
+        self.stopping = True
+        self._note_room()
         for work in self._work_of.values():
             work.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._heartbeat_seconds)
-            running = list(self._work_of)
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+            running = self.held
             if not running:
                 continue
             try:
@@ -115,37 +125,51 @@ class Worker:
                 if work := self._work_of.get(import_id):
                     work.cancel()  # it was declared lost, and belongs to nobody now
 
+    def _note_room(self) -> None:
+        if not self.stopping and sum(self._waiting.values()) < self._settings.concurrency:
+            self._room.set()
+        else:
+            self._room.clear()
+
     async def _see_through(self, order: Order, work: "asyncio.Task[Conclusion]") -> None:
         """Write down how the work ended. It is the work that is cancelled, never this."""
         try:
-            state, error = await work
+            await self._conclude(order, work)
         except HolderLost:
             _log.warning("import_taken_away", import_id=order.import_id)
-            return
+        except DATABASE_ERRORS as failure:
+            # Nobody says any more that it is being worked on: it will count as lost, and be taken over.
+            _log.error("import_not_finished", import_id=order.import_id, error=str(failure))
+        finally:
+            del self._work_of[order.import_id], self._waiting[order.import_id]
+            self._note_room()
+
+    async def _conclude(self, order: Order, work: "asyncio.Task[Conclusion]") -> None:
+        try:
+            state, error = await work
+        except HolderLost:
+            raise
         except asyncio.CancelledError:
-            state, error = ImportState.FAILED, _STOPPED
+            await self._ledger.hand_back(order.import_id)
+            _log.info("import_handed_back", import_id=order.import_id, example=order.example)
+            return
         except Exception:  # noqa: BLE001  # whatever it was, the import has ended
             _log.exception("import_broke", import_id=order.import_id)
             state, error = ImportState.FAILED, _BROKE
-        finally:
-            del self._work_of[order.import_id]
         await self._finish(order, state, error)
 
     async def _work(self, order: Order) -> Conclusion:
+        if order.times_lost >= _MOST_TIMES_LOST:
+            return _given_up(order, _LOST)
         await self._ledger.start_import(order.import_id)
         try:
-            async with asyncio.TaskGroup() as group:
-                builds = {
-                    assignment.slug: group.create_task(self._builds.carry_out(assignment))
-                    for assignment in order.assignments
-                }
-        except BaseExceptionGroup as errors:
-            if errors.subgroup(HolderLost):
-                raise HolderLost(order.import_id) from errors
-            raise
-        built = [slug for slug, task in builds.items() if task.result()]
-        failed = [slug for slug, task in builds.items() if not task.result()]
-        registered = await self._register(order, built)
+            example = await in_thread(find_example, self._settings.examples_dir, order.example)
+        except StowageError as error:  # this builder may have other examples than the one that accepted it
+            return _given_up(order, Failure(type=error.kind, message=error.message))
+        outcomes = await self._build(order, example)
+        built = order.built + [slug for slug, succeeded in outcomes.items() if succeeded]
+        failed = order.failed + [slug for slug, succeeded in outcomes.items() if not succeeded]
+        registered = await self._register(order, example, built)
         await self._ledger.tell(
             order.import_id,
             DEFINITIONS_UPDATED,
@@ -158,9 +182,34 @@ class Worker:
         )
         return _conclusion(built, failed, registered.problems)
 
-    async def _register(self, order: Order, built: list[str]) -> Registered:
+    async def _build(self, order: Order, example: Example) -> dict[str, bool]:
+        """Carry out the builds that wait; whether each succeeded, by slug."""
         try:
-            definitions = await in_thread(order.example.definitions)
+            async with asyncio.TaskGroup() as group:
+                builds = {
+                    slug: group.create_task(
+                        self._carry_out(
+                            Assignment(build_id, order.import_id, example, order.actor, slug, order.interruption)
+                        )
+                    )
+                    for slug, build_id in order.waiting.items()
+                }
+        except BaseExceptionGroup as errors:
+            if errors.subgroup(HolderLost):
+                raise HolderLost(order.import_id) from errors
+            raise
+        return {slug: task.result() for slug, task in builds.items()}
+
+    async def _carry_out(self, assignment: Assignment) -> bool:
+        try:
+            return await self._builds.carry_out(assignment)
+        finally:
+            self._waiting[assignment.import_id] -= 1
+            self._note_room()
+
+    async def _register(self, order: Order, example: Example, built: list[str]) -> Registered:
+        try:
+            definitions = await in_thread(example.definitions)
             registered = await register(self._registry, definitions, built)
         except StowageError as error:
             registered = Registered(problems=[f"jobs and workflows were not brought up to date: {error.message}"])
@@ -175,23 +224,20 @@ class Worker:
         return registered
 
     async def _finish(self, order: Order, state: ImportState, error: Failure | None) -> None:
-        try:
-            unfinished = await self._ledger.finish_import(order.import_id, state, error)
-        except HolderLost:
-            _log.warning("import_taken_away", import_id=order.import_id)
-            return
-        except DATABASE_ERRORS as failure:
-            _log.error("import_not_finished", import_id=order.import_id, error=str(failure))
-            return  # nobody says any more that it is being worked on: the recovery will find it lost
+        unfinished = await self._ledger.finish_import(order.import_id, state, error)
         _log.info(
             "import_finished",
             import_id=order.import_id,
-            example=order.example.name,
+            example=order.example,
             state=state.value,
             error=error.message if error else None,
         )
         if error is not None:
             await self._builds.close_logs(unfinished, error.message)
+
+
+def _given_up(order: Order, error: Failure) -> Conclusion:
+    return ImportState.PARTIALLY_FAILED if order.built else ImportState.FAILED, error
 
 
 def _conclusion(built: list[str], failed: list[str], problems: list[str]) -> Conclusion:

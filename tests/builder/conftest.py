@@ -34,11 +34,10 @@ class Shop:
         """A builder in this process."""
         return running_builder(
             self.backend,
-            registry_url=self.registry.url,
             service_token=self.service_token,
             token=self.token,
             work_dir=self.work_dir,
-            **{"examples_dir": self.example.directory, **settings},
+            **{"registry_url": self.registry.url, "examples_dir": self.example.directory, **settings},
         )
 
     def process(self, **settings: object) -> BuilderProcess:

@@ -9,6 +9,15 @@ from typing import Any
 _SOURCES = Path(__file__).parent / "sources"
 
 
+def waiting_for(path: object) -> str:
+    """A build that says a line, and another when `path` is there."""
+    return (
+        "const fs = require('fs'); console.log('first line');"
+        f"while (!fs.existsSync({str(path)!r})) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20);"
+        "console.log('second line');"
+    )
+
+
 class WrittenExample:
     """An example below `directory`, which is what the setting `examples_dir` names."""
 

@@ -33,13 +33,12 @@ class RunningBuilder:
 
 @asynccontextmanager
 async def running_builder(
-    backend: Backend, *, registry_url: str, service_token: str, token: str, work_dir: Path, **settings: object
+    backend: Backend, *, service_token: str, token: str, work_dir: Path, **settings: object
 ) -> AsyncIterator[RunningBuilder]:
     """The real application on a free port in this process; stopped in order when the context ends."""
     described = {
         **backend.settings,
         "port": 0,
-        "registry_url": registry_url,
         "service_token": service_token,
         "work_dir": work_dir,
         "grace_seconds": 0.5,

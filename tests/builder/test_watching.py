@@ -11,17 +11,9 @@ import pytest
 from libs.common.client import BuilderClient, ServiceError
 from libs.common.models import Build, Import, ImportState
 from tests.builder.conftest import Shop, finished, import_now, require_success
+from tests.builder.examples import waiting_for
 from tests.builder.running import RunningBuilder
 from tests.builder.waiting import eventually
-
-
-def _waiting_for(path: object) -> str:
-    """A build that says a line, and another when `path` is there."""
-    return (
-        "const fs = require('fs'); console.log('first line');"
-        f"while (!fs.existsSync({str(path)!r})) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20);"
-        "console.log('second line');"
-    )
 
 
 async def _raw_events(builder: RunningBuilder, import_id: str, after: str | None) -> tuple[int, str]:
@@ -70,7 +62,7 @@ async def test_events_are_resumed_after_the_last_one_seen(shop: Shop) -> None:
 
 
 async def test_events_are_followed_live_through_another_builder(shop: Shop, tmp_path: Path) -> None:
-    shop.example.node("slow", _waiting_for(tmp_path / "go"))
+    shop.example.node("slow", waiting_for(tmp_path / "go"))
     async with shop.builder() as builder, shop.builder() as other:
         started = await builder.client.start_import(shop.example.name)
         seen: list[str] = []
@@ -89,7 +81,7 @@ async def test_events_are_followed_live_through_another_builder(shop: Shop, tmp_
 
 
 async def test_silent_stream_of_events_gets_comments(shop: Shop, tmp_path: Path) -> None:
-    shop.example.node("slow", _waiting_for(tmp_path / "go"))
+    shop.example.node("slow", waiting_for(tmp_path / "go"))
     async with shop.builder(keep_alive_seconds=0.2) as builder:
         started = await builder.client.start_import(shop.example.name)
         async with builder.client.request("GET", f"/imports/{started.id}/events") as answer:
@@ -103,7 +95,7 @@ async def test_silent_stream_of_events_gets_comments(shop: Shop, tmp_path: Path)
 
 
 async def test_stopping_a_builder_ends_the_streams_of_what_another_one_builds(shop: Shop, tmp_path: Path) -> None:
-    shop.example.node("slow", _waiting_for(tmp_path / "go"))
+    shop.example.node("slow", waiting_for(tmp_path / "go"))
     async with shop.builder() as builder:
         started = await builder.client.start_import(shop.example.name)
         seen: list[int] = []
@@ -127,7 +119,7 @@ async def test_stopping_a_builder_ends_the_streams_of_what_another_one_builds(sh
 async def test_log_is_followed_line_by_line_while_the_build_runs_also_through_another_builder(
     shop: Shop, tmp_path: Path
 ) -> None:
-    shop.example.node("slow", _waiting_for(tmp_path / "go"))
+    shop.example.node("slow", waiting_for(tmp_path / "go"))
     async with shop.builder() as builder, shop.builder() as other:
         started = await builder.client.start_import(shop.example.name)
         build_id = started.builds[0].id
@@ -175,7 +167,7 @@ async def test_log_that_moves_to_the_bucket_while_it_is_read_is_whole(shop: Shop
 
 
 async def test_client_that_leaves_ends_its_stream_only(shop: Shop, tmp_path: Path) -> None:
-    shop.example.node("slow", _waiting_for(tmp_path / "go"))
+    shop.example.node("slow", waiting_for(tmp_path / "go"))
     async with shop.builder() as builder:
         started = await builder.client.start_import(shop.example.name)
         headers = {"Authorization": f"Bearer {shop.token}"}
