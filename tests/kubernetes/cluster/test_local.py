@@ -52,6 +52,19 @@ def test_a_rolling_restart_loses_no_request_and_no_run(installation: Installatio
         assert attempts.keys() == {"succeeded"}, attempts
 
 
+def test_an_import_survives_its_builder(installation: Installation, executor: str) -> None:
+    started = installation.script("imports")
+    (before,) = installation.pods("builder")
+    installation.run("delete", "pod", before.name)
+    installation.wait_rolled_out("builder")
+    assert before.name not in {pod.name for pod in installation.pods("builder")}, executor
+    seen = installation.script("imports", id=started["id"])
+    assert seen["state"] == "succeeded", seen
+    assert {build["state"] for build in seen["builds"]} == {"succeeded"}
+    assert seen["events"]["import.handed_back"] == 1
+    assert seen["events"]["build.finished"] == len(seen["builds"])
+
+
 def test_eviction_of_all_runners_loses_no_run(installation: Installation, executor: str) -> None:
     with installation.load(_PER_SECOND[executor], begin_with=_RUNS_BEFORE) as seen:
         for pod in installation.pods("runner"):
