@@ -32,6 +32,7 @@ class _Gate:
         self.url = ""
         self.asked: list[float] = []
         self.answers: deque[web.Response] = deque()
+        self.listed: list[float] = []
         self.lists: deque[web.Response] = deque()
 
     async def refuse(self, request: web.Request) -> web.Response:
@@ -39,6 +40,7 @@ class _Gate:
             if request.query.get("watch"):
                 self.asked.append(asyncio.get_running_loop().time())
                 return self.answers.popleft() if self.answers else web.Response()
+            self.listed.append(asyncio.get_running_loop().time())
             empty = {"items": [], "metadata": {"resourceVersion": "1"}}
             return self.lists.popleft() if self.lists else web.json_response(empty)
         self.asked.append(asyncio.get_running_loop().time())
@@ -84,6 +86,19 @@ async def test_a_watch_that_never_lives_is_asked_for_less_and_less_often(gate: _
     assert second - first >= _SHORTEST
     assert third - second >= 2 * _SHORTEST
     assert fourth - third >= 4 * _SHORTEST
+
+
+@pytest.mark.parametrize("request_", ["list", "watch"])
+async def test_an_api_server_that_says_when_is_not_asked_before(gate: _Gate, request_: str) -> None:
+    busy = _error(429, "TooManyRequests")
+    busy.headers["Retry-After"] = "1"
+    (gate.lists if request_ == "list" else gate.answers).append(busy)
+    async with _cluster(gate) as cluster:
+        pods = Watched(cluster, "Pod", Pod.model_validate, "", lambda _pod, _gone: None)
+        async with pods.watching():
+            await gate.until_asked(2)
+    first, second = (gate.listed if request_ == "list" else gate.asked)[:2]
+    assert second - first >= 1
 
 
 def test_pauses_grow_to_the_longest_and_begin_anew() -> None:
