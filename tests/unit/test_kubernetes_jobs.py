@@ -7,7 +7,7 @@ import pytest
 
 from libs.common.models import RunState
 from services.runner.endings import RunFailed
-from services.runner.kubernetes.causes import Seen, cause_of, not_begun
+from services.runner.kubernetes.causes import REPAIR_SECONDS, Seen, cause_of, not_begun
 from services.runner.kubernetes.manifest import job_of, label_of
 from services.runner.kubernetes.shapes import Job, Pod
 from tests.unit.placements import LIMITS, job_settings, placement_of
@@ -206,11 +206,43 @@ def test_the_cause_is_told(pod: Pod, job: Job, taken: bool, state: str, kind: st
 
 
 @pytest.mark.parametrize(
+    ("reason", "kind", "settles_seconds"),
+    [
+        ("InvalidImageName", "image_unavailable", 0.0),
+        ("ErrImageNeverPull", "image_unavailable", 0.0),
+        ("ErrImagePull", "image_unavailable", REPAIR_SECONDS),
+        ("ImagePullBackOff", "image_unavailable", REPAIR_SECONDS),
+        ("RegistryUnavailable", "image_unavailable", REPAIR_SECONDS),
+        ("ImageInspectError", "image_unavailable", REPAIR_SECONDS),
+        ("CreateContainerConfigError", "not_started", REPAIR_SECONDS),
+        ("CreateContainerError", "not_started", REPAIR_SECONDS),
+        ("RunContainerError", "not_started", REPAIR_SECONDS),
+    ],
+)
+def test_what_the_kubelet_may_repair_has_to_last(reason: str, kind: str, settles_seconds: float) -> None:
+    pod = _pod({**_container(waiting={"reason": reason, "message": "no"}), "phase": "Pending"})
+    cause = cause_of(Seen("job", "stowage-runs", LIMITS, job=_job(), pod=pod))
+    assert cause is not None
+    assert cause.settles_seconds == settles_seconds
+    assert cause.outcome.error is not None
+    assert cause.outcome.error.type == kind
+    assert f"{reason}: no" in cause.outcome.error.message
+
+
+def test_a_pod_that_has_failed_is_repaired_by_nobody() -> None:
+    waiting = _container(waiting={"reason": "ImagePullBackOff"})
+    pod = _pod({**waiting, "phase": "Failed", "reason": "NodeShutdown", "message": "the node goes down"})
+    cause = cause_of(Seen("job", "stowage-runs", LIMITS, job=_job(), pod=pod))
+    assert cause is not None
+    assert cause.settles_seconds < REPAIR_SECONDS
+    assert cause.outcome.state is RunState.LOST
+
+
+@pytest.mark.parametrize(
     "pod",
     [
         _pod({"phase": "Pending"}),
         _pod(_container(waiting={"reason": "ContainerCreating"})),
-        _pod(_container(waiting={"reason": "ErrImagePull", "message": "not now"})),  # it is tried once more
         _pod(_container(running={})),
         _pod(_container(waiting={}), deletionTimestamp=_DELETED),  # Kubernetes makes another
     ],
