@@ -1,10 +1,13 @@
 """Settings of the runner."""
 
+import re
 from dataclasses import fields
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
@@ -17,6 +20,7 @@ _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
 _MAX_PROCESSES = 64
 _LEAVING_SECONDS = 10.0
+_AUTHORITY = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?", re.ASCII | re.IGNORECASE)
 
 
 class RunnerSettings(ServiceSettings):
@@ -91,6 +95,11 @@ class RunnerSettings(ServiceSettings):
     max_outputs: int = Field(10_000, ge=0, description="Files that a run may leave.")
     max_output_bytes: int = Field(8 * _GIB, ge=0, description="Size of all these files together.")
 
+    @field_validator("advertised_url")
+    @classmethod
+    def _is_a_url(cls, value: str | None) -> str | None:
+        return _with_brackets(value) if value is not None else None
+
     @model_validator(mode="after")
     def _fits_the_executor(self) -> Self:
         if self.executor == "process":
@@ -119,3 +128,43 @@ class RunnerSettings(ServiceSettings):
         names = [field.name for field in fields(Rules) if field.name not in ("limits", "node_classes")]
         classes = sorted(self.kubernetes_classes) if self.executor == "kubernetes" else []
         return Rules(self.job_limits(), **{name: getattr(self, name) for name in names}, node_classes=tuple(classes))
+
+
+def _with_brackets(url: str) -> str:
+    """A URL of HTTP, without query. An address of IPv6 that has no brackets, as where a pod puts its own into
+    `http://$(POD_IP):7103`, is given them. ValueError where it is no such URL.
+    """
+    try:
+        parts = urlsplit(url)
+        parts = parts._replace(netloc=_bracketed(parts.netloc))
+        fits = (
+            parts.scheme in ("http", "https")
+            and _AUTHORITY.fullmatch(parts.netloc) is not None
+            and parts.port != 0
+            and not parts.query
+            and not parts.fragment
+        )
+    except ValueError:  # the port is none, or what is in the brackets no address
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"“{url}” is no URL that pods could reach this runner at. Write http:// or https://, host and port, such "
+            "as http://10.0.0.1:7103 or http://[fd00::1]:7103"
+        )
+    return parts.geturl()
+
+
+def _bracketed(authority: str) -> str:
+    """Host and port of a URL. What may be an address with a port or without is taken for one with a port."""
+    address, _, port = authority.rpartition(":")
+    if port.isdecimal() and _is_ipv6(address):
+        return f"[{address}]:{port}"
+    return f"[{authority}]" if _is_ipv6(authority) else authority
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return False
+    return True
