@@ -70,10 +70,12 @@ class RunnerSettings(ServiceSettings):
     kubernetes_classes: dict[str, JobClass] = Field(
         default_factory=dict, description="What a job may name as its nodeClass, as a JSON object."
     )
+    kubernetes_default_class: str | None = Field(None, description="The class of jobs that name none.")
     kubernetes_cpus: float = Field(0.25, gt=0, description="Processors that a pod asks for.")
     kubernetes_overhead_bytes: int = Field(
         256 * _MIB, ge=64 * _MIB, description="Memory of a pod beyond its job's, for what executes it."
     )
+    kubernetes_scratch: Literal["disk", "memory"] = Field("disk", description="What holds a pod's files.")
 
     timeout_seconds: float = Field(3600.0, gt=0, le=86_400, description="How long a handler may take.")
     abort_seconds: float = Field(3.0, ge=0, description="How long a job may take to end when it is asked to.")
@@ -112,6 +114,10 @@ class RunnerSettings(ServiceSettings):
                 "EXECUTOR is kubernetes, which needs ADVERTISED_URL, where pods reach this runner, and "
                 "KUBERNETES_IMAGE, the runner's own image."
             )
+        default = self.kubernetes_default_class
+        if default is not None and default not in self.kubernetes_classes:
+            known = ", ".join(sorted(self.kubernetes_classes)) or "it has none"
+            raise ValueError(f"KUBERNETES_DEFAULT_CLASS is {default}, and no class of KUBERNETES_CLASSES: {known}.")
         return self
 
     @property

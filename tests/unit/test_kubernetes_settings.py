@@ -1,5 +1,7 @@
 """Settings of the executor kubernetes: what no run could go with is refused before there is one."""
 
+import json
+
 import pytest
 
 from libs.common.settings import SettingsError
@@ -69,3 +71,29 @@ def test_what_pods_could_not_ask_is_refused(environment: pytest.MonkeyPatch, giv
     with pytest.raises(SettingsError, match=r"STOWAGE_RUNNER_ADVERTISED_URL: .*Write http:// or https://") as refused:
         RunnerSettings.from_environment()
     assert f"“{given}”" in str(refused.value)
+
+
+def test_a_class_may_have_resources(environment: pytest.MonkeyPatch) -> None:
+    classes = {"gpu": {"nodeSelector": {"pool": "gpu"}, "resources": {"nvidia.com/gpu": "1", "cpu": "2"}}}
+    environment.setenv("STOWAGE_RUNNER_KUBERNETES_CLASSES", json.dumps(classes))
+    environment.setenv("STOWAGE_RUNNER_KUBERNETES_DEFAULT_CLASS", "gpu")
+    settings = RunnerSettings.from_environment()
+    assert settings.kubernetes_classes["gpu"].resources == {"nvidia.com/gpu": "1", "cpu": "2"}
+    assert settings.kubernetes_default_class == "gpu"
+
+
+@pytest.mark.parametrize("name", ["memory", "ephemeral-storage"])
+def test_what_follows_from_limits_of_jobs_is_no_resource_of_a_class(environment: pytest.MonkeyPatch, name: str) -> None:
+    environment.setenv("STOWAGE_RUNNER_KUBERNETES_CLASSES", json.dumps({"large": {"resources": {name: "8Gi"}}}))
+    with pytest.raises(SettingsError, match=f"leave out {name}: that follows from each job's limits"):
+        RunnerSettings.from_environment()
+
+
+@pytest.mark.parametrize(("classes", "known"), [({}, "it has none"), ({"gpu": {}, "arm": {}}, "arm, gpu")])
+def test_a_default_class_that_there_is_not_is_refused(
+    environment: pytest.MonkeyPatch, classes: dict[str, dict[str, str]], known: str
+) -> None:
+    environment.setenv("STOWAGE_RUNNER_KUBERNETES_CLASSES", json.dumps(classes))
+    environment.setenv("STOWAGE_RUNNER_KUBERNETES_DEFAULT_CLASS", "large")
+    with pytest.raises(SettingsError, match=f"DEFAULT_CLASS is large, and no class of KUBERNETES_CLASSES: {known}"):
+        RunnerSettings.from_environment()
