@@ -159,8 +159,8 @@ async def serve(
     clean up. An empty `host` is all addresses of the machine.
     """
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=shutdown_seconds, handler_cancellation=True)
-    await runner.setup()
     try:
+        await runner.setup()
         site = web.TCPSite(runner, host or None, port)
         await site.start()
         get_logger(service).info("listening", host=host, port=port)

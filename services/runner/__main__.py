@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0, 1 when it could not be done, or 2 when the settings are wrong."""
+    """Run a command; 0, 1 when it could not be done, or 2 when the settings are wrong, for this machine at least."""
     options = _parser().parse_args(arguments)
     match options.command:
         case "run-one":
@@ -44,6 +44,7 @@ def _run_one() -> int:
 def _serve() -> int:
     from libs.common.web import serve_until_signalled
     from services.runner.app import create_app
+    from services.runner.sandbox.ladder import SandboxUnavailable
     from services.runner.settings import RunnerSettings
 
     try:
@@ -53,7 +54,7 @@ def _serve() -> int:
     configure_logging(log_format=settings.log_format, level=settings.log_level)
     try:
         asyncio.run(serve_until_signalled(create_app(settings), service="runner", settings=settings))
-    except SettingsError as error:
+    except (SettingsError, SandboxUnavailable) as error:
         return _misconfigured(error)
     return 0
 
@@ -95,7 +96,7 @@ async def _expire(settings: "RunnerSettings", days: float, *, dry_run: bool) -> 
     return 0
 
 
-def _misconfigured(error: SettingsError) -> int:
+def _misconfigured(error: Exception) -> int:
     print(f"the runner can't start: {error}", file=sys.stderr)
     return 2
 

@@ -1,10 +1,13 @@
 """Settings of the runner."""
 
+import re
 from dataclasses import fields
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.settings import ServiceSettings
@@ -17,6 +20,7 @@ _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
 _MAX_PROCESSES = 64
 _LEAVING_SECONDS = 10.0
+_AUTHORITY = re.compile(r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?", re.ASCII | re.IGNORECASE)
 
 
 class RunnerSettings(ServiceSettings):
@@ -66,10 +70,12 @@ class RunnerSettings(ServiceSettings):
     kubernetes_classes: dict[str, JobClass] = Field(
         default_factory=dict, description="What a job may name as its nodeClass, as a JSON object."
     )
+    kubernetes_default_class: str | None = Field(None, description="The class of jobs that name none.")
     kubernetes_cpus: float = Field(0.25, gt=0, description="Processors that a pod asks for.")
     kubernetes_overhead_bytes: int = Field(
         256 * _MIB, ge=64 * _MIB, description="Memory of a pod beyond its job's, for what executes it."
     )
+    kubernetes_scratch: Literal["disk", "memory"] = Field("disk", description="What holds a pod's files.")
 
     timeout_seconds: float = Field(3600.0, gt=0, le=86_400, description="How long a handler may take.")
     abort_seconds: float = Field(3.0, ge=0, description="How long a job may take to end when it is asked to.")
@@ -91,6 +97,11 @@ class RunnerSettings(ServiceSettings):
     max_outputs: int = Field(10_000, ge=0, description="Files that a run may leave.")
     max_output_bytes: int = Field(8 * _GIB, ge=0, description="Size of all these files together.")
 
+    @field_validator("advertised_url")
+    @classmethod
+    def _is_a_url(cls, value: str | None) -> str | None:
+        return _with_brackets(value) if value is not None else None
+
     @model_validator(mode="after")
     def _fits_the_executor(self) -> Self:
         if self.executor == "process":
@@ -103,6 +114,10 @@ class RunnerSettings(ServiceSettings):
                 "EXECUTOR is kubernetes, which needs ADVERTISED_URL, where pods reach this runner, and "
                 "KUBERNETES_IMAGE, the runner's own image."
             )
+        default = self.kubernetes_default_class
+        if default is not None and default not in self.kubernetes_classes:
+            known = ", ".join(sorted(self.kubernetes_classes)) or "it has none"
+            raise ValueError(f"KUBERNETES_DEFAULT_CLASS is {default}, and no class of KUBERNETES_CLASSES: {known}.")
         return self
 
     @property
@@ -119,3 +134,43 @@ class RunnerSettings(ServiceSettings):
         names = [field.name for field in fields(Rules) if field.name not in ("limits", "node_classes")]
         classes = sorted(self.kubernetes_classes) if self.executor == "kubernetes" else []
         return Rules(self.job_limits(), **{name: getattr(self, name) for name in names}, node_classes=tuple(classes))
+
+
+def _with_brackets(url: str) -> str:
+    """A URL of HTTP, without query. An address of IPv6 that has no brackets, as where a pod puts its own into
+    `http://$(POD_IP):7103`, is given them. ValueError where it is no such URL.
+    """
+    try:
+        parts = urlsplit(url)
+        parts = parts._replace(netloc=_bracketed(parts.netloc))
+        fits = (
+            parts.scheme in ("http", "https")
+            and _AUTHORITY.fullmatch(parts.netloc) is not None
+            and parts.port != 0
+            and not parts.query
+            and not parts.fragment
+        )
+    except ValueError:  # the port is none, or what is in the brackets no address
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"“{url}” is no URL that pods could reach this runner at. Write http:// or https://, host and port, such "
+            "as http://10.0.0.1:7103 or http://[fd00::1]:7103"
+        )
+    return parts.geturl()
+
+
+def _bracketed(authority: str) -> str:
+    """Host and port of a URL. What may be an address with a port or without is taken for one with a port."""
+    address, _, port = authority.rpartition(":")
+    if port.isdecimal() and _is_ipv6(address):
+        return f"[{address}]:{port}"
+    return f"[{authority}]" if _is_ipv6(authority) else authority
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return False
+    return True

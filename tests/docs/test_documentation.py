@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,12 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
     assert documented <= {name.upper() for settings in known for name in settings.model_fields}
 
 
+def test_each_row_of_a_table_is_in_one() -> None:
+    parts = [part for page in _pages() for part in page.read_text().split("\n\n") if part.startswith("| ")]
+    assert parts
+    assert [part.split("\n", 1)[0] for part in parts if not re.match(r"\|.*\n\|(?: ?-+ ?\|)+(?:\n|$)", part)] == []
+
+
 def test_every_scope_is_documented() -> None:
     assert {scope.value for scope in Scope} <= set(re.findall(r"^\| `([a-z:]+)` \|", _OPERATIONS, re.MULTILINE))
 
@@ -53,12 +60,15 @@ def _nameless(path: str) -> str:
     return re.sub(r"\{[^}]*\}", "{}", path)
 
 
-def test_relative_links_lead_somewhere() -> None:
-    pages = [
+def _pages() -> list[Path]:
+    return [
         REPOSITORY / "README.md",
         *(REPOSITORY / "docs").rglob("*.md"),
         *(REPOSITORY / "examples").glob("*/README.md"),
     ]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
+
+
+def test_relative_links_lead_somewhere() -> None:
+    links = [(page, link) for page in _pages() for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
     assert links
     assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []

@@ -194,7 +194,7 @@ async def runner_process(
         async with aiohttp.ClientSession() as session, RunnerClient(url, registry.token) as client:
             await _until_ready(session, url, lambda: process.returncode is not None)
             if process.returncode is not None:
-                raise RuntimeError(Path(log.name).read_text())
+                raise RuntimeError(f"it ended with code {process.returncode}: {Path(log.name).read_text()}")
             yield RunnerProcess(url, registry.token, backend, client, scratch, session, process=process)
     finally:
         if process.returncode is None:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,9 @@ from services.runner.sandbox.bubblewrap import Bubblewrap
 from services.runner.sandbox.ladder import SandboxUnavailable, choose_sandbox, find_bubblewrap
 from services.runner.sandbox.layers import Level, Program, Sandbox
 from services.runner.scratch import Scratch
+from tests.backend import Backend
+from tests.registry.running import RunningRegistry
+from tests.runner.running import runner_process
 
 _PYTHON = Program(Path(sys.executable).resolve(), (Path(sys.base_prefix),))
 _REAL = find_bubblewrap(None)
@@ -91,6 +95,17 @@ async def test_a_sandbox_that_does_not_hold_is_refused(tmp_path: Path, dropped: 
         await _choose(tmp_path, Level.BUBBLEWRAP, Level.LANDLOCK, leaky)
     assert "it does not hold what it should: " in str(refused.value), refused.value
     assert held in str(refused.value)
+
+
+async def test_a_runner_that_can_not_confine_jobs_says_so_and_ends(
+    shared_backend: Backend, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    wanted: dict[str, Any] = {"sandbox": "bubblewrap", "bubblewrap": tmp_path / "none"}
+    with pytest.raises(RuntimeError, match="it ended with code 2: ") as ended:
+        async with runner_process(shared_backend, registry, tmp_path / "scratch", **wanted):
+            pass
+    assert "the runner can't start: jobs can't be confined as STOWAGE_RUNNER_SANDBOX=bubblewrap" in str(ended.value)
+    assert "Traceback" not in str(ended.value)
 
 
 def test_bubblewrap_is_what_was_configured_or_what_is_there(tmp_path: Path) -> None:

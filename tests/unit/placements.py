@@ -10,7 +10,13 @@ from services.runner.remote.place import Contents, Placement
 from services.runner.settings import RunnerSettings
 
 LIMITS = RunnerSettings.model_construct().job_limits()
-_CLASSES = {"gpu": JobClass(node_selector={"pool": "gpu"}, tolerations=[{"key": "gpu", "operator": "Exists"}])}
+CLASSES = {
+    "gpu": JobClass(
+        node_selector={"pool": "gpu"},
+        tolerations=[{"key": "gpu", "operator": "Exists"}],
+        resources={"nvidia.com/gpu": "1", "cpu": "2"},
+    )
+}
 
 
 def job_settings(**more: Any) -> JobSettings:
@@ -22,9 +28,11 @@ def job_settings(**more: Any) -> JobSettings:
         "service_account": "stowage-run",
         "start_seconds": 300.0,
         "kill_seconds": 11.0,
-        "classes": _CLASSES,
+        "classes": CLASSES,
+        "default_class": None,
         "cpus": 0.25,
         "overhead_bytes": 256 * 1024 * 1024,
+        "scratch": "disk",
         "url": "http://10.0.0.1:7103/internal/attempt",
         "runner": "runner-0",
         "platform_check": True,

@@ -7,16 +7,20 @@ import pytest
 
 from libs.common.models import RunState
 from services.runner.endings import RunFailed
-from services.runner.kubernetes.causes import Seen, cause_of, not_begun
+from services.runner.kubernetes.causes import REPAIR_SECONDS, Seen, cause_of, not_begun
+from services.runner.kubernetes.classes import JobClass
 from services.runner.kubernetes.manifest import job_of, label_of
 from services.runner.kubernetes.shapes import Job, Pod
-from tests.unit.placements import LIMITS, job_settings, placement_of
+from tests.unit.placements import CLASSES, LIMITS, job_settings, placement_of
+
+_ARM = JobClass(node_selector={"kubernetes.io/arch": "arm64"})
 
 
 @pytest.mark.parametrize("node_class", [None, "gpu"])
-def test_the_job_is_one_by_the_newest_schema(node_class: str | None) -> None:
+@pytest.mark.parametrize("scratch", ["disk", "memory"])
+def test_the_job_is_one_by_the_newest_schema(node_class: str | None, scratch: str) -> None:
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "runner-0", "uid": "1"}
-    job = job_of(placement_of(node_class=node_class), job_settings(owner=owner))
+    job = job_of(placement_of(node_class=node_class), job_settings(owner=owner, scratch=scratch))
     kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
     assert job["metadata"]["ownerReferences"] == [owner]
 
@@ -53,6 +57,52 @@ def test_bundle_and_inputs_have_room_on_the_disk_of_the_node_and_what_the_job_wr
     many, room_for_many = scratch(files=100_001)
     assert many - claimed == room_for_many - limit >= 100_000 * 4096
     assert scratch(inputs=1000)[0] - claimed >= 1000 * 4097
+
+
+def test_a_scratch_in_memory_is_memory_of_the_container_and_no_disk() -> None:
+    def pod(scratch: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The resources of the container, and the volume."""
+        spec = job_of(placement_of(), job_settings(scratch=scratch))["spec"]["template"]["spec"]
+        volume = next(volume["emptyDir"] for volume in spec["volumes"] if volume["name"] == "scratch")
+        return spec["containers"][0]["resources"], volume
+
+    on_disk, disk = pod("disk")
+    resources, volume = pod("memory")
+    size = int(disk["sizeLimit"])
+    assert disk == {"sizeLimit": str(size)}
+    assert volume == {"sizeLimit": str(size), "medium": "Memory"}
+    assert int(resources["limits"]["memory"]) == int(on_disk["limits"]["memory"]) + size
+    assert resources["requests"] == {"cpu": "0.25", "memory": resources["limits"]["memory"]}
+
+
+def test_jobs_of_a_class_are_given_what_it_has() -> None:
+    def resources(node_class: str | None) -> dict[str, Any]:
+        spec = job_of(placement_of(node_class=node_class), job_settings())["spec"]["template"]["spec"]
+        found: dict[str, Any] = spec["containers"][0]["resources"]
+        return found
+
+    plain, of_class = resources(None), resources("gpu")
+    assert of_class["limits"] == {**plain["limits"], "nvidia.com/gpu": "1", "cpu": "2"}
+    assert of_class["requests"] == {**plain["requests"], "nvidia.com/gpu": "1", "cpu": "2"}
+
+
+def test_jobs_that_name_no_class_are_of_the_default_one() -> None:
+    def spec(node_class: str | None, default_class: str | None, *native: tuple[str, str]) -> Any:
+        settings = job_settings(classes={**CLASSES, "arm": _ARM}, default_class=default_class)
+        return job_of(placement_of(list(native), node_class), settings)["spec"]["template"]["spec"]
+
+    assert spec(None, "gpu") == spec("gpu", None)
+    assert spec("gpu", "arm") == spec("gpu", None)
+    assert spec(None, "arm")["nodeSelector"] == {"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64"}
+    assert spec(None, "arm", ("a/x64.node", "linux/x64/glibc")) == spec(None, "arm")
+
+
+def test_nobody_moves_the_pod_so_that_a_node_gets_free() -> None:
+    job = job_of(placement_of(), job_settings())
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+    assert job["metadata"]["annotations"].items() < annotations.items()  # by the lease in them it is known
 
 
 def test_the_pod_goes_where_its_class_and_its_native_code_can_be() -> None:
@@ -206,11 +256,43 @@ def test_the_cause_is_told(pod: Pod, job: Job, taken: bool, state: str, kind: st
 
 
 @pytest.mark.parametrize(
+    ("reason", "kind", "settles_seconds"),
+    [
+        ("InvalidImageName", "image_unavailable", 0.0),
+        ("ErrImageNeverPull", "image_unavailable", 0.0),
+        ("ErrImagePull", "image_unavailable", REPAIR_SECONDS),
+        ("ImagePullBackOff", "image_unavailable", REPAIR_SECONDS),
+        ("RegistryUnavailable", "image_unavailable", REPAIR_SECONDS),
+        ("ImageInspectError", "image_unavailable", REPAIR_SECONDS),
+        ("CreateContainerConfigError", "not_started", REPAIR_SECONDS),
+        ("CreateContainerError", "not_started", REPAIR_SECONDS),
+        ("RunContainerError", "not_started", REPAIR_SECONDS),
+    ],
+)
+def test_what_the_kubelet_may_repair_has_to_last(reason: str, kind: str, settles_seconds: float) -> None:
+    pod = _pod({**_container(waiting={"reason": reason, "message": "no"}), "phase": "Pending"})
+    cause = cause_of(Seen("job", "stowage-runs", LIMITS, job=_job(), pod=pod))
+    assert cause is not None
+    assert cause.settles_seconds == settles_seconds
+    assert cause.outcome.error is not None
+    assert cause.outcome.error.type == kind
+    assert f"{reason}: no" in cause.outcome.error.message
+
+
+def test_a_pod_that_has_failed_is_repaired_by_nobody() -> None:
+    waiting = _container(waiting={"reason": "ImagePullBackOff"})
+    pod = _pod({**waiting, "phase": "Failed", "reason": "NodeShutdown", "message": "the node goes down"})
+    cause = cause_of(Seen("job", "stowage-runs", LIMITS, job=_job(), pod=pod))
+    assert cause is not None
+    assert cause.settles_seconds < REPAIR_SECONDS
+    assert cause.outcome.state is RunState.LOST
+
+
+@pytest.mark.parametrize(
     "pod",
     [
         _pod({"phase": "Pending"}),
         _pod(_container(waiting={"reason": "ContainerCreating"})),
-        _pod(_container(waiting={"reason": "ErrImagePull", "message": "not now"})),  # it is tried once more
         _pod(_container(running={})),
         _pod(_container(waiting={}), deletionTimestamp=_DELETED),  # Kubernetes makes another
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from services.runner.kubernetes.watched import Watched
 from tests.unit.placements import LIMITS, job_settings, placement_of
 
 _SHORTEST = 0.75 * FIRST_PAUSE_SECONDS
+_OVER_QUOTA = "jobs.batch is forbidden: exceeded quota: runs, used: count/jobs.batch=20, limited: count/jobs.batch=20"
 
 
 def _error(status: int, reason: str, message: str = "no") -> web.Response:
@@ -32,6 +34,7 @@ class _Gate:
         self.url = ""
         self.asked: list[float] = []
         self.answers: deque[web.Response] = deque()
+        self.listed: list[float] = []
         self.lists: deque[web.Response] = deque()
 
     async def refuse(self, request: web.Request) -> web.Response:
@@ -39,6 +42,7 @@ class _Gate:
             if request.query.get("watch"):
                 self.asked.append(asyncio.get_running_loop().time())
                 return self.answers.popleft() if self.answers else web.Response()
+            self.listed.append(asyncio.get_running_loop().time())
             empty = {"items": [], "metadata": {"resourceVersion": "1"}}
             return self.lists.popleft() if self.lists else web.json_response(empty)
         self.asked.append(asyncio.get_running_loop().time())
@@ -86,6 +90,19 @@ async def test_a_watch_that_never_lives_is_asked_for_less_and_less_often(gate: _
     assert fourth - third >= 4 * _SHORTEST
 
 
+@pytest.mark.parametrize("request_", ["list", "watch"])
+async def test_an_api_server_that_says_when_is_not_asked_before(gate: _Gate, request_: str) -> None:
+    busy = _error(429, "TooManyRequests")
+    busy.headers["Retry-After"] = "1"
+    (gate.lists if request_ == "list" else gate.answers).append(busy)
+    async with _cluster(gate) as cluster:
+        pods = Watched(cluster, "Pod", Pod.model_validate, "", lambda _pod, _gone: None)
+        async with pods.watching():
+            await gate.until_asked(2)
+    first, second = (gate.listed if request_ == "list" else gate.asked)[:2]
+    assert second - first >= 1
+
+
 def test_pauses_grow_to_the_longest_and_begin_anew() -> None:
     pauses = Pauses(2.0)
     assert all(0.75 * seconds <= pauses.next() <= 1.25 * seconds for seconds in (0.25, 0.5, 1.0, 2.0, 2.0))
@@ -95,10 +112,18 @@ def test_pauses_grow_to_the_longest_and_begin_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"), [(409, "Conflict"), (401, "Unauthorized"), (403, "Forbidden"), (502, "BadGateway")]
+    ("status", "reason", "message"),
+    [
+        (409, "Conflict", "no"),
+        (401, "Unauthorized", "no"),
+        (403, "Forbidden", "no"),
+        (403, "Forbidden", _OVER_QUOTA),
+        (502, "BadGateway", "no"),
+    ],
 )
-async def test_what_may_pass_does_not_end_a_run(gate: _Gate, status: int, reason: str) -> None:
-    gate.answers.extend([_error(status, reason), _error(status, reason), _error(422, "Invalid", "a wrong toleration")])
+async def test_what_may_pass_does_not_end_a_run(gate: _Gate, status: int, reason: str, message: str) -> None:
+    gate.answers.extend(_error(status, reason, message) for _ in range(2))
+    gate.answers.append(_error(422, "Invalid", "a wrong toleration"))
     async with _cluster(gate) as cluster, KubernetesPlace(cluster, job_settings()).placed(placement_of()) as agent:
         async with asyncio.timeout(60):
             error = (await agent.over()).error
@@ -112,7 +137,6 @@ async def test_what_may_pass_does_not_end_a_run(gate: _Gate, status: int, reason
     ("refusal", "kind"),
     [
         (lambda: _error(422, "Invalid"), "job_refused"),
-        (lambda: _error(403, "Forbidden", "jobs is forbidden: exceeded quota: none"), "not_started"),
         (lambda: web.json_response(["no", "Status"], status=400), "job_refused"),
         (lambda: web.json_response({"kind": "something else"}, status=201), "not_started"),
     ],
@@ -135,6 +159,58 @@ async def test_why_the_job_is_not_there_yet_is_told(gate: _Gate) -> None:
     assert error is not None
     assert error.type == "not_started"
     assert "the quota has been modified (409)" in error.message
+
+
+async def test_a_namespace_without_room_is_named_and_what_to_do(gate: _Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runner.kubernetes.place._UNSURE_SECONDS", 0.0)
+    gate.answers.extend(_error(403, "Forbidden", _OVER_QUOTA) for _ in range(20))
+    async with _cluster(gate) as cluster, KubernetesPlace(cluster, job_settings()).placed(placement_of()) as agent:
+        await gate.until_asked(2)
+        error = agent.not_begun(300).error
+    assert error is not None
+    assert error.type == "not_started"
+    assert f"{_OVER_QUOTA} (403)" in error.message
+    assert "The namespace has no room for it. Let STOWAGE_RUNNER_CONCURRENCY times" in error.message
+
+
+def _waiting(reason: str) -> Pod:
+    state = {"name": "run", "state": {"waiting": {"reason": reason, "message": "too many pulls"}}}
+    return Pod.model_validate(
+        {"metadata": {"name": "pod-1", "uid": "1"}, "status": {"phase": "Pending", "containerStatuses": [state]}}
+    )
+
+
+async def test_what_the_kubelet_repairs_ends_nothing(gate: _Gate) -> None:
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+    async with _cluster(gate) as cluster:
+        agent = JobAgent(Seen("job", "stowage-runs", LIMITS), "lease", job_settings(), cluster)
+        over = asyncio.create_task(agent.over())
+        for reason in ("ErrImagePull", "ImagePullBackOff", "CreateContainerError", "ContainerCreating"):
+            agent.hear_of_pod(_waiting(reason), gone=False)
+            await asyncio.wait((over,), timeout=0.05)
+        pod = Pod.model_validate({"metadata": {"name": "pod-1", "uid": "1"}, "status": evicted})
+        agent.hear_of_pod(pod, gone=False)
+        async with asyncio.timeout(60):
+            error = (await over).error
+    assert error is not None
+    assert "low on memory" in error.message
+
+
+async def test_what_lasts_is_told_though_its_words_change_to_and_fro(
+    gate: _Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.runner.kubernetes.causes.REPAIR_SECONDS", 0.5)
+    async with _cluster(gate) as cluster:
+        agent = JobAgent(Seen("job", "stowage-runs", LIMITS), "lease", job_settings(), cluster)
+        over = asyncio.create_task(agent.over())
+        async with asyncio.timeout(60):
+            for reason in itertools.cycle(("ErrImagePull", "ImagePullBackOff")):
+                agent.hear_of_pod(_waiting(reason), gone=False)
+                if (await asyncio.wait((over,), timeout=0.05))[0]:
+                    break
+        error = (await over).error
+    assert error is not None
+    assert error.type == "image_unavailable"
 
 
 @pytest.mark.parametrize(("status", "reason"), [(410, "Expired"), (403, "Forbidden"), (503, "ServiceUnavailable")])

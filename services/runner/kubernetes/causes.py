@@ -10,16 +10,22 @@ from dataclasses import dataclass
 
 from libs.common.models import RunState
 from services.runner.endings import Outcome
-from services.runner.kubernetes.shapes import TMP_VOLUME, Job, Pod, Terminated
+from services.runner.kubernetes.shapes import TMP_VOLUME, Job, Pod, Terminated, Waiting
 from services.runner.limits import JobLimits
 from services.runner.metering import memory_exceeded
 
+REPAIR_SECONDS = 45.0
+"""So long what keeps a container from starting may pass: the kubelet tries again 10 and 30 s after the first time."""
+
+_SETTLED_SECONDS = 3.0
+_ROOM = "Let STOWAGE_RUNNER_CONCURRENCY times the number of runners stay below the namespace's quota, or raise that."
+_FINAL_IMAGE_REASONS = {"InvalidImageName", "ErrImageNeverPull"}
 _IMAGE_REASONS = {
+    "ErrImagePull",
     "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
     "RegistryUnavailable",
     "ImageInspectError",
+    "SignatureValidationFailed",
 }
 _CONTAINER_REASONS = {
     "CreateContainerConfigError",
@@ -35,10 +41,13 @@ _SHOWN = 500
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why nothing more comes of an attempt. One that is not `certain` may be the effect of another still to be told."""
+    """Why nothing more comes of an attempt, once that has been so for `settles_seconds`.
+
+    Until then it may pass, or turn out to be the effect of another that is still to be told.
+    """
 
     outcome: Outcome
-    certain: bool = True
+    settles_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -63,7 +72,7 @@ class Seen:
 
 
 def cause_of(seen: Seen) -> Cause | None:
-    """Why nothing more comes of it, or None where it may still."""
+    """Why nothing more comes of it, or will not where it stays as it is; None where all goes well so far."""
     failure = seen.job.failure if seen.job is not None else None
     if failure is not None and failure.reason == "DeadlineExceeded":
         message = (
@@ -72,28 +81,46 @@ def cause_of(seen: Seen) -> Cause | None:
         )
         return Cause(Outcome.failed("timed_out", message, state=RunState.TIMED_OUT))
     found = _of_pod(seen, seen.pod) if seen.pod is not None else None
-    if found is not None and found.certain:
+    if found is not None and found.settles_seconds == 0:
         return found
     if seen.job_gone:
         return Cause(
-            Outcome.lost(f"Somebody deleted the Job {seen.namespace}/{seen.name} while it went."), certain=False
+            Outcome.lost(f"Somebody deleted the Job {seen.namespace}/{seen.name} while it went."), _SETTLED_SECONDS
         )
     if found is None and failure is not None:
         found = Cause(
-            Outcome.lost(f"The Job of {seen.told()} failed: {failure.reason}: {failure.message}"), certain=False
+            Outcome.lost(f"The Job of {seen.told()} failed: {failure.reason}: {failure.message}"), _SETTLED_SECONDS
         )
     return found
 
 
+def not_made(seconds: float, trouble: str) -> Outcome:
+    """Why there is no Job within so many seconds: `trouble` is what was said last to whoever asked for it."""
+    message = (
+        f"The Job of the run could not be made within {seconds:g} seconds. What the API server of the cluster, or the "
+        f"way to it, said last: {trouble}."
+    )
+    if is_over_quota(trouble):
+        message += f" The namespace has no room for it. {_ROOM}"
+    return Outcome.failed("not_started", message)
+
+
+def is_over_quota(message: str) -> bool:
+    """Whether that is how an API server refuses what a ResourceQuota has no room for."""
+    return "exceeded quota" in message
+
+
 def not_begun(seen: Seen, seconds: float, url: str) -> Outcome:
     """Why its agent has not come within so many seconds, as far as can be told."""
+    if (cause := cause_of(seen)) is not None:  # there was no time for it to settle
+        return cause.outcome
     after = f"within {seconds:g} seconds, STOWAGE_RUNNER_KUBERNETES_START_SECONDS"
     pod = seen.pod
     if pod is None:
         return Outcome.failed(
             "not_started",
             f"The Job {seen.namespace}/{seen.name} got no pod {after}. See kubectl -n {seen.namespace} describe job "
-            f"{seen.name}: a quota or an admission rule of the namespace may refuse it.",
+            f"{seen.name}: a quota or an admission rule of the namespace may refuse it. {_ROOM}",
         )
     scheduled = pod.condition("PodScheduled")
     if scheduled is not None and scheduled.status == "False":
@@ -103,8 +130,6 @@ def not_begun(seen: Seen, seconds: float, url: str) -> Outcome:
             "job want less: “memoryBytes”, “nodeClass”.",
         )
     waiting = pod.container.waiting
-    if waiting is not None and waiting.reason == "ErrImagePull":
-        return _image(seen, waiting.reason, waiting.message)
     if pod.status.phase == "Pending":
         reason = f": {waiting.reason} {_shown(waiting.message)}" if waiting is not None and waiting.reason else ""
         return Outcome.failed("not_started", f"The container of {seen.told()} was not started {after}{reason}.")
@@ -125,24 +150,33 @@ def _of_pod(seen: Seen, pod: Pod) -> Cause | None:
     if disruption is not None and disruption.status == "True":
         message = f"{_sentence(seen)} was taken away: {disruption.reason}: {_shown(disruption.message)}"
         return Cause(Outcome.lost(message))
-    if (waiting := pod.container.waiting) is not None:
-        if waiting.reason in _IMAGE_REASONS:
-            return Cause(_image(seen, waiting.reason, waiting.message))
-        if waiting.reason in _CONTAINER_REASONS:
-            message = f"The container of {seen.told()} can't be started: {waiting.reason}: {_shown(waiting.message)}"
-            return Cause(Outcome.failed("not_started", message))
+    waiting = pod.container.waiting
+    if waiting is not None and pod.status.phase != "Failed" and (cause := _of_waiting(seen, waiting)) is not None:
+        return cause
     if terminated is not None and terminated.reason in _NOT_STARTED_REASONS:
         message = f"The container of {seen.told()} could not be started: {_shown(terminated.message)}"
         return Cause(Outcome.failed("not_started", message))
     if seen.taken and (seen.pod_gone or pod.metadata.deletion_timestamp is not None):
-        return Cause(Outcome.lost(_deleted(seen, pod)), certain=False)
+        return Cause(Outcome.lost(_deleted(seen, pod)), _SETTLED_SECONDS)
     if terminated is not None:
-        return Cause(_ended(seen, terminated), certain=False)
+        return Cause(_ended(seen, terminated), _SETTLED_SECONDS)
     if pod.status.phase == "Failed":
         message = (
             f"{_sentence(seen)} failed: {pod.status.reason or 'it does not say why'}: {_shown(pod.status.message)}"
         )
-        return Cause(Outcome.lost(message), certain=False)
+        return Cause(Outcome.lost(message), _SETTLED_SECONDS)
+    return None
+
+
+def _of_waiting(seen: Seen, waiting: Waiting) -> Cause | None:
+    """Why its container is not there, where that is more than that it takes its time."""
+    if waiting.reason in _FINAL_IMAGE_REASONS:
+        return Cause(_image(seen, waiting))
+    if waiting.reason in _IMAGE_REASONS:
+        return Cause(_image(seen, waiting), REPAIR_SECONDS)
+    if waiting.reason in _CONTAINER_REASONS:
+        message = f"The container of {seen.told()} can't be started: {waiting.reason}: {_shown(waiting.message)}"
+        return Cause(Outcome.failed("not_started", message), REPAIR_SECONDS)
     return None
 
 
@@ -175,11 +209,11 @@ def _out_of_memory(seen: Seen) -> Outcome:
     return Outcome.failed(failure.kind, f"{failure} The kernel ended the container of {seen.told()} (OOMKilled).")
 
 
-def _image(seen: Seen, reason: str, message: str) -> Outcome:
+def _image(seen: Seen, waiting: Waiting) -> Outcome:
     return Outcome.failed(
         "image_unavailable",
-        f"The image of {seen.told()} can't be had: {reason}: {_shown(message)} Check STOWAGE_RUNNER_KUBERNETES_IMAGE, "
-        "and that the node can fetch it.",
+        f"The image of {seen.told()} can't be had: {waiting.reason}: {_shown(waiting.message)} Check "
+        "STOWAGE_RUNNER_KUBERNETES_IMAGE, and that the node can fetch it.",
     )
 
 

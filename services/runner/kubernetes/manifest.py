@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from libs.common.models import NativeFile
 from libs.common.native import Platform, by_package, can_load
@@ -32,6 +32,12 @@ _DEADLINE_MARGIN_SECONDS = 3600
 _TTL_SECONDS = 300
 _MAX_LABEL = 63
 
+_UNDISTURBED = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+"""Annotations of pods that must not be moved so that a node gets free: their run would begin anew."""
+
 _ARCHITECTURES = {
     "amd64": Platform("linux", "x64", "glibc"),
     "arm64": Platform("linux", "arm64", "glibc"),
@@ -50,8 +56,10 @@ class JobSettings:
     start_seconds: float
     kill_seconds: float
     classes: Mapping[str, JobClass]
+    default_class: str | None
     cpus: float
     overhead_bytes: int
+    scratch: Literal["disk", "memory"]
     url: str
     runner: str
     platform_check: bool
@@ -94,7 +102,7 @@ def job_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
             "activeDeadlineSeconds": round(deadline),
             "ttlSecondsAfterFinished": _TTL_SECONDS,
             "template": {
-                "metadata": {"labels": labels, "annotations": annotations},
+                "metadata": {"labels": labels, "annotations": {**annotations, **_UNDISTURBED}},
                 "spec": _pod_of(placement, settings),
             },
         },
@@ -102,8 +110,7 @@ def job_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
 
 
 def _pod_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
-    wanted = placement.order.limits.node_class
-    node_class = settings.classes[wanted] if wanted is not None else JobClass()
+    node_class = _class_of(placement, settings)
     natives = placement.order.artifact.native if settings.platform_check else []
     selector = {"kubernetes.io/os": "linux", **_architecture(natives), **node_class.node_selector}
     return {
@@ -121,12 +128,28 @@ def _pod_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
             "fsGroup": _USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container_of(placement, settings)],
+        "containers": [_container_of(placement, settings, node_class)],
         "volumes": [
-            {"name": "scratch", "emptyDir": {"sizeLimit": str(_given_bytes(placement) + placement.limits.disk_bytes)}},
+            {
+                "name": "scratch",
+                "emptyDir": {
+                    "sizeLimit": str(_scratch_bytes(placement)),
+                    **({"medium": "Memory"} if settings.scratch == "memory" else {}),
+                },
+            },
             {"name": TMP_VOLUME, "emptyDir": {"sizeLimit": str(_TMP_BYTES)}},
         ],
     }
+
+
+def _class_of(placement: Placement, settings: JobSettings) -> JobClass:
+    name = placement.order.limits.node_class or settings.default_class
+    return settings.classes[name] if name is not None else JobClass()
+
+
+def _scratch_bytes(placement: Placement) -> int:
+    """All that may be in the scratch directory."""
+    return _given_bytes(placement) + placement.limits.disk_bytes
 
 
 def _given_bytes(placement: Placement) -> int:
@@ -138,8 +161,7 @@ def _given_bytes(placement: Placement) -> int:
     return artifact.unpacked_size + inputs.size + rounding + _SCRATCH_MARGIN_BYTES
 
 
-def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]:
-    memory = str(placement.limits.memory_bytes + settings.overhead_bytes)
+def _container_of(placement: Placement, settings: JobSettings, node_class: JobClass) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": settings.image,
@@ -150,14 +172,7 @@ def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]
             {"name": "STOWAGE_RUN_ONE_TOKEN", "value": placement.token},
             {"name": "STOWAGE_RUN_ONE_SCRATCH_DIR", "value": "/scratch"},
         ],
-        "resources": {
-            "requests": {
-                "cpu": f"{settings.cpus:g}",
-                "memory": memory,
-                "ephemeral-storage": str(_given_bytes(placement)),  # that much it writes; few write all that they may
-            },
-            "limits": {"memory": memory},
-        },
+        "resources": _resources_of(placement, settings, node_class),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -165,6 +180,20 @@ def _container_of(placement: Placement, settings: JobSettings) -> dict[str, Any]
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": TMP_VOLUME, "mountPath": "/tmp"}],  # noqa: S108
+    }
+
+
+def _resources_of(placement: Placement, settings: JobSettings, node_class: JobClass) -> dict[str, Any]:
+    memory_bytes = placement.limits.memory_bytes + settings.overhead_bytes
+    disk = {}
+    if settings.scratch == "memory":
+        memory_bytes += _scratch_bytes(placement)  # what is written there counts as the container's memory
+    else:
+        disk = {"ephemeral-storage": str(_given_bytes(placement))}  # that much it writes; few write all that they may
+    memory = {"memory": str(memory_bytes)}
+    return {
+        "requests": {"cpu": f"{settings.cpus:g}", **memory, **disk, **node_class.resources},
+        "limits": {**memory, **node_class.resources},
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from libs.common.log import get_logger
 from services.runner.endings import Outcome
-from services.runner.kubernetes.causes import Seen, cause_of, not_begun
+from services.runner.kubernetes.causes import Seen, cause_of, is_over_quota, not_begun, not_made
 from services.runner.kubernetes.cluster import Cluster, ClusterAway, ClusterError, ClusterRefused
 from services.runner.kubernetes.manifest import JobSettings, job_name, job_of, label_of
 from services.runner.kubernetes.pauses import Pauses
@@ -29,7 +29,6 @@ from services.runner.remote.claims import AGENT_PATH
 from services.runner.remote.place import Held, Placement
 from services.runner.settings import RunnerSettings
 
-_SETTLED_SECONDS = 3.0
 _LONGEST_PAUSE_SECONDS = 10.0
 _LEAVE_SECONDS = 10.0
 _END_SECONDS = 5.0
@@ -59,23 +58,29 @@ class JobAgent:
         self._changed.set()
 
     async def over(self) -> Outcome:
-        """Wait until nothing more can come of it, and say why. What is not certain may be explained a moment later."""
+        """Wait until nothing more can come of it, and say why.
+
+        How long a cause has been there counts from the first that has to settle for as long: while one fetches an
+        image, the reason that there is none changes to and fro.
+        """
         loop = asyncio.get_running_loop()
         until: float | None = None
+        settles_seconds = 0.0
         while True:
             self._changed.clear()
             if self._refused is not None:
                 return self._refused
             cause = cause_of(self.seen)
-            if cause is not None and cause.certain:
+            if cause is None:
+                until = None
+            elif until is None or cause.settles_seconds != settles_seconds:
+                settles_seconds = cause.settles_seconds
+                until = loop.time() + settles_seconds
+            if cause is not None and until is not None and loop.time() >= until:
                 return cause.outcome
-            until = None if cause is None else until or loop.time() + _SETTLED_SECONDS
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._changed.wait()
-            except TimeoutError:
-                if cause is not None:
-                    return cause.outcome
 
     async def look(self) -> None:
         """Read Job and pods as they are. The watch begins again after pauses, and may be late to tell of them."""
@@ -105,11 +110,7 @@ class JobAgent:
     def not_begun(self, seconds: float) -> Outcome:
         """Why its agent has not come within so many seconds."""
         if self.seen.job is None and self._trouble is not None:
-            return Outcome.failed(
-                "not_started",
-                f"The Job of the run could not be made within {seconds:g} seconds. What the API server of the "
-                f"cluster, or the way to it, said last: {self._trouble}.",
-            )
+            return not_made(seconds, self._trouble)
         return not_begun(self.seen, seconds, self._settings.url)
 
     def told(self) -> str:
@@ -305,8 +306,10 @@ def _job_settings(settings: RunnerSettings, host: str, pod: Mapping[str, Any] | 
         start_seconds=settings.kubernetes_start_seconds,
         kill_seconds=settings.abort_seconds + settings.kill_seconds + _END_SECONDS,
         classes=settings.kubernetes_classes,
+        default_class=settings.kubernetes_default_class,
         cpus=settings.kubernetes_cpus,
         overhead_bytes=settings.kubernetes_overhead_bytes,
+        scratch=settings.kubernetes_scratch,
         url=f"{(settings.advertised_url or '').rstrip('/')}{AGENT_PATH}",
         runner=label_of(host),
         platform_check=settings.platform_check,
@@ -318,16 +321,12 @@ def _may_pass(error: ClusterRefused, *, unsure: bool) -> bool:
     """Whether the same request may be granted a moment later."""
     if error.status == HTTPStatus.CONFLICT:  # of two that change one quota at a time, the API server refuses one
         return True
-    return unsure and error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not _is_over_quota(error)
-
-
-def _is_over_quota(error: ClusterRefused) -> bool:
-    return "exceeded quota" in error.message
+    if is_over_quota(error.message):  # the Jobs of other runs end
+        return True
+    return unsure and error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 def _refused(error: ClusterRefused) -> Outcome:
-    if _is_over_quota(error):
-        return Outcome.failed("not_started", f"The namespace of the run has no room for its Job: {error.message}.")
     return Outcome.failed(
         "job_refused",
         f"The cluster refuses the Job of the run: {error.message or error.reason} ({error.status}). Check "

@@ -57,6 +57,7 @@ class Watched(Generic[Item]):
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
+            retry_after_seconds = None
             try:
                 if version is None:
                     version = await self._list()
@@ -67,17 +68,19 @@ class Watched(Generic[Item]):
                     pauses.reset()
             except WatchExpired:
                 version = None
-            except (ClusterAway, ClusterRefused) as error:
+            except ClusterAway as error:
                 _log.warning("cluster_not_watched", kind=self._kind, error=str(error))
-                if isinstance(error, ClusterRefused):
-                    version = None
+                retry_after_seconds = error.retry_after_seconds
+            except ClusterRefused as error:
+                _log.warning("cluster_not_watched", kind=self._kind, error=str(error))
+                version = None
             except Exception:  # noqa: BLE001  # whatever it was, runs go on, and are to be watched
                 _log.exception("cluster_not_watched", kind=self._kind)
                 version = None
             if loop.time() - began >= _LIVED_SECONDS:
                 pauses.reset()
             # However it ended: what ends each watch at once, or has always forgotten, is not asked in a loop.
-            await asyncio.sleep(pauses.next())
+            await asyncio.sleep(pauses.next(retry_after_seconds))
 
     async def _list(self) -> str:
         bodies, version = await self._cluster.list(self._kind, self._selector)

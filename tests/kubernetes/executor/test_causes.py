@@ -1,6 +1,7 @@
 """What becomes of a run whose pod can't begin, or ends before the run does: the right state, and the cause in words."""
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -123,17 +124,23 @@ async def test_a_run_at_the_deadline_of_its_job_has_timed_out(
 @pytest.mark.parametrize(
     ("image", "policy", "reason"),
     [
-        ("localhost/stowage/there-is-none:1", "IfNotPresent", "ImagePullBackOff"),
+        ("localhost/stowage/there-is-none:1", "IfNotPresent", "ErrImagePull|ImagePullBackOff"),
         ("localhost/stowage/there-is-none:1", "Never", "ErrImageNeverPull"),
         ("localhost/Not/An:Image:Name", "IfNotPresent", "InvalidImageName"),
     ],
 )
 async def test_an_image_that_can_not_be_had_is_named(
-    other: Callable[..., Any], namespace: Namespace, image: str, policy: str, reason: str
+    other: Callable[..., Any],
+    namespace: Namespace,
+    monkeypatch: pytest.MonkeyPatch,
+    image: str,
+    policy: str,
+    reason: str,
 ) -> None:
+    monkeypatch.setattr("services.runner.kubernetes.causes.REPAIR_SECONDS", 2.0)
     error = await _error_of(await other(kubernetes_image=image, kubernetes_pull_policy=policy))
     assert error.type == "image_unavailable"
-    assert reason in error.message
+    assert re.search(reason, error.message)
     assert "STOWAGE_RUNNER_KUBERNETES_IMAGE" in error.message
     await namespace.empty()
 
@@ -177,13 +184,29 @@ async def test_a_quota_without_room_is_named(other: Callable[..., Any], namespac
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
     await namespace.create("/api/v1/namespaces/{ns}/resourcequotas", quota)
     try:
-        started = await other()
+        started = await other(kubernetes_start_seconds=8)
         await _until_quota_holds(namespace)
         error = await _error_of(started)
     finally:
         await namespace.request("DELETE", "/api/v1/namespaces/{ns}/resourcequotas/none")
     assert error.type == "not_started"
     assert "exceeded quota" in error.message
+    assert "STOWAGE_RUNNER_CONCURRENCY" in error.message
+
+
+async def test_a_run_waits_for_room_in_a_quota(other: Callable[..., Any], namespace: Namespace) -> None:
+    quota = {"metadata": {"name": "one"}, "spec": {"hard": {"count/jobs.batch": "1"}}}
+    await namespace.create("/api/v1/namespaces/{ns}/resourcequotas", quota)
+    try:
+        runner, registry = await other(concurrency=2)
+        await _until_quota_holds(namespace)
+        await publish(registry, node(_RETURNS))
+        runs = [await runner.start() for _ in range(2)]
+        ended = [await runner.finished(run.id, seconds=PATIENCE_SECONDS) for run in runs]
+    finally:
+        await namespace.request("DELETE", "/api/v1/namespaces/{ns}/resourcequotas/one")
+    assert [(run.state, run.attempts) for run in ended] == [(RunState.SUCCEEDED, 1)] * 2
+    await namespace.empty()
 
 
 async def test_a_pod_that_no_quota_lets_in_is_not_started(other: Callable[..., Any], namespace: Namespace) -> None:
