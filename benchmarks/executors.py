@@ -1,16 +1,21 @@
 """What more runners bring, and what a Job of Kubernetes costs over a process: `python -m benchmarks.executors`.
 
-First, runners as processes of this machine that share one queue: the rate at which two and four of them get through
-runs that do nothing, and through runs that compute, against one. Then the same run as a process and as a Job of the
-cluster that the environment names (as for `tests/kubernetes`), in turn: from `POST /runs` to its end.
+First, runners as processes of this machine that share one queue, two runs at a time each: the rate at which two and
+four of them get through runs that wait for a second, that do nothing, and that compute, against one; and how many
+processors were busy meanwhile, with whatever: when all are, the rate can't grow any more. Then the same run as a
+process and as a Job of the cluster that the environment names (as for `tests/kubernetes`), in turn: from `POST /runs`
+to its end.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from tests.runner.running import RunnerProcess, RunningRunner, runner_process
 from tests.servers import Servers
 
 _NOOP = "export const handler = () => 1;"
+_PAUSES = "export const handler = () => new Promise((go) => setTimeout(go, 1000));"
 _COMPUTES = """
 export function handler() {
   let sum = 0;
@@ -43,12 +49,20 @@ _SPAN = """
 """
 
 
-async def _rates(servers: Servers, work: Path, counts: Sequence[int], runs: int, code: str) -> dict[int, float]:
-    """Runs per second of so many runners, each with a queue that is full from the start."""
+@dataclass(frozen=True)
+class _Rate:
+    """Runs per second, and how many processors were busy on average, with them or with anything else."""
+
+    per_second: float
+    processors: float
+
+
+async def _rates(servers: Servers, work: Path, counts: Sequence[int], runs: int, code: str) -> dict[int, _Rate]:
+    """Those of so many runners, each with a queue that is full from the start."""
     return {count: await _rate(servers, work / f"of-{count}", count, runs, code) for count in counts}
 
 
-async def _rate(servers: Servers, work: Path, count: int, runs: int, code: str) -> float:
+async def _rate(servers: Servers, work: Path, count: int, runs: int, code: str) -> _Rate:
     async with contextlib.AsyncExitStack() as stack:
         backend = await stack.enter_async_context(fresh_backend(servers))
         registry = await stack.enter_async_context(running_registry(backend))
@@ -70,29 +84,45 @@ async def _rate(servers: Servers, work: Path, count: int, runs: int, code: str) 
                 return (await first.start()).id
 
         started = await asyncio.gather(*(start() for _ in range(runs)))
+        begun, used = time.monotonic(), _processor_seconds()
         for run in busy:
             await first.client.cancel(run.id)
         for run_id in started:
             assert (await first.finished(run_id, seconds=600)).state is RunState.SUCCEEDED
+        processors = (_processor_seconds() - used) / (time.monotonic() - begun)
         (row,) = await backend.fetch(_SPAN, "hello")
-        return runs / float(row["seconds"])
+        return _Rate(runs / float(row["seconds"]), processors)
+
+
+def _processor_seconds() -> float:
+    """What all processors of the machine have done since it began."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 async def _more_runners(servers: Servers, work: Path, counts: Sequence[int], runs: int, rounds: int) -> None:
-    for name, code, number in (("that do nothing", _NOOP, runs), ("that compute", _COMPUTES, max(8, runs // 8))):
+    for name, code, number in (
+        ("that wait", _PAUSES, max(8, runs // 4)),
+        ("that do nothing", _NOOP, runs),
+        ("that compute", _COMPUTES, max(8, runs // 8)),
+    ):
         found = [
             await _rates(servers, work / f"{name.split()[-1]}-{turn}", counts, number, code) for turn in range(rounds)
         ]
         for count in counts[1:]:
             compare(
                 f"{number} runs {name}, {count} runners",
-                [rates[count] for rates in found],
-                [rates[counts[0]] for rates in found],
+                [rates[count].per_second for rates in found],
+                [rates[counts[0]].per_second for rates in found],
                 against="one runner",
                 target="above 1 until the processors are used",
                 scale=1,
                 unit="/s",
             )
+        busy = ", ".join(
+            f"{count}: {statistics.median(rates[count].processors for rates in found):.2f}" for count in counts
+        )
+        print(f"{'':38} processors busy, by the number of runners: {busy}, of {os.cpu_count()}")
 
 
 async def _seconds(runner: RunningRunner) -> float:
