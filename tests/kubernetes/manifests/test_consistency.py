@@ -177,8 +177,7 @@ def test_layers_of_ones_own_are_as_they_are_documented(tmp_path: Path, monkeypat
     settings = _settings(manifests, "runner", tmp_path, monkeypatch)
     assert isinstance(settings, RunnerSettings)
     assert settings.kubernetes_default_class == "amd64"
-    for service in SERVICES:
-        assert _container(manifests, service)["pod"]["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert all(spec["nodeSelector"] == {"kubernetes.io/arch": "amd64"} for _, spec in pod_specs(manifests))
     to_bucket = one(manifests, "NetworkPolicy", "runs-to-bucket")["spec"]["egress"]
     assert to_bucket == [{"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}], "ports": [{"port": 443}]}]
     ports = [
