@@ -14,6 +14,9 @@ _OLDER = {
 }
 """What an older API server calls the same shape."""
 
+_NEWER = {"unhealthyPodEvictionPolicy"}
+"""Members of these shapes that an older API server does not know."""
+
 
 def _check_schemas(manifests: list[Manifest]) -> None:
     newest = kubernetes_validate.latest_version()
@@ -61,8 +64,9 @@ def test_the_api_server_would_refuse_what_is_wrong(cluster: Cluster) -> None:
 
 
 def _as_known(manifest: Manifest, cluster: Cluster) -> Manifest:
-    """The manifest in the newest version of its kind that the API server knows."""
+    """The manifest in the newest version of its kind that the API server knows, without what that lacks."""
     key = (manifest["apiVersion"], manifest["kind"])
     if key not in _OLDER or cluster.has(*key):
         return manifest
-    return {**manifest, "apiVersion": _OLDER[key]}
+    spec = {name: value for name, value in manifest["spec"].items() if name not in _NEWER}
+    return {**manifest, "apiVersion": _OLDER[key], "spec": spec}
