@@ -229,4 +229,4 @@ async def test_body_with_endless_small_values_is_refused_before_it_is_read(regis
 async def test_body_that_is_not_compressed_as_it_says_is_refused(registry: RunningRegistry) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     answer = await registry.request("PUT", "/jobs/greet", data=b'{"bundle": "hello@latest"}', headers=headers)
-    assert (answer.status, answer.json["type"]) == (400, "urn:stowage:problem:invalid-request")
+    assert (answer.status, answer.json["type"]) == (400, "urn:stowage:problem:body-damaged")
