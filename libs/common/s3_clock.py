@@ -44,7 +44,10 @@ class ServerClock:
         """Take the time from an answer. Whether the request was refused for it: it is to be tried again at once."""
         if "date" not in headers or "age" in headers:  # the second is from a cache, and old
             return False
-        ahead = parsedate_to_datetime(headers["date"]) - datetime.now(UTC)
+        try:
+            ahead = parsedate_to_datetime(headers["date"]) - datetime.now(UTC)
+        except (ValueError, TypeError):  # it is no date, or says no time zone, as where a proxy adds a second one
+            return False
         if abs(ahead - self._ahead) < _TOLERANCE:
             return False
         self._ahead = ahead

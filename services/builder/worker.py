@@ -35,7 +35,7 @@ _BROKE = Failure(
 )
 
 Conclusion: TypeAlias = tuple[ImportState, Failure | None]
-DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+DATABASE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _log = get_logger("builder")
 

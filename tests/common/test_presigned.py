@@ -100,6 +100,14 @@ def test_a_request_is_signed_by_the_servers_clock(
     assert _send(presigned)["body"] == "content"
 
 
+@pytest.mark.parametrize(
+    "date",
+    ["no date", "Mon, 30 Nov 2026 03:00:00 -0000", "Mon, 30 Nov 2026 03:00:00 GMT, Mon, 30 Nov 2026 03:00:00 GMT"],
+)
+def test_an_answer_whose_time_makes_no_sense_changes_nothing(date: str) -> None:
+    assert not s3_clock.ServerClock().learn(403, {"date": date})
+
+
 def test_an_object_is_written_in_parts(backend: Backend) -> None:
     parts = [bytes(PART_BYTES), b"the rest"]
     upload = backend.objects().upload("large", content_type="application/x-zeros")
