@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from libs.common.background import beside
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
@@ -126,12 +128,8 @@ class Notifications:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Notifications"]:
         """Listen for as long as the context is open."""
-        task = asyncio.create_task(self._listen())
-        try:
+        async with beside(self._listen()):
             yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     @asynccontextmanager
     async def subscribed(self, subject: str) -> AsyncIterator[asyncio.Event]:

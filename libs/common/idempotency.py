@@ -18,6 +18,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from libs.common.api import Header
+from libs.common.background import beside
 from libs.common.completion import to_the_end
 from libs.common.database import Connection, Pool
 from libs.common.errors import Busy, InvalidRequest, Unprocessable
@@ -163,12 +164,8 @@ class IdempotencyKeys:
     @asynccontextmanager
     async def forgetting(self) -> AsyncIterator[None]:
         """Forget what is old, now and then while the context is open."""
-        task = asyncio.create_task(self._forget_regularly())
-        try:
+        async with beside(self._forget_regularly()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def forget(self) -> None:
         """Forget what is old."""

@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from libs.common.background import beside
 from libs.common.database import Pool
 
 _LAG_SAMPLE_SECONDS = 0.05
@@ -80,12 +81,8 @@ class Metrics:
     @asynccontextmanager
     async def watching_loop(self) -> AsyncIterator[None]:
         """Sample the lag of the running event loop for as long as the context is open."""
-        task = asyncio.create_task(self._sample_lag())
-        try:
+        async with beside(self._sample_lag()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def answer(self, request: web.Request) -> web.Response:
         """Get figures for Prometheus, in the format that the header `Accept` asks for."""

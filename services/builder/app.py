@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from libs.common.auth import Principal
+from libs.common.background import beside
 from libs.common.client import RegistryClient
 from libs.common.database import Notifications, Pool, open_pool
 from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
@@ -98,10 +99,8 @@ def _retention(settings: BuilderSettings) -> CleanupContext:
             yield
             return
         pool, objects = application[_POOL], application[_OBJECTS]
-        task = asyncio.create_task(expire_regularly(pool, objects, settings.retention_days))
-        yield
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with beside(expire_regularly(pool, objects, settings.retention_days)):
+            yield
 
     return context
 

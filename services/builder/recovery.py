@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from libs.common.background import beside
 from libs.common.completion import in_thread
 from libs.common.database import Pool
 from libs.common.errors import StowageError
@@ -29,12 +30,8 @@ class Recovery:
     async def watching(self) -> AsyncIterator[None]:
         """Look now, and regularly while the context is open."""
         await self._look()
-        task = asyncio.create_task(self._look_regularly())
-        try:
+        async with beside(self._look_regularly()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _look_regularly(self) -> None:
         while True:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from libs.common.background import beside
 from libs.common.client import RegistryClient
 from libs.common.completion import to_the_end
 from libs.common.database import Notifications
@@ -40,12 +41,8 @@ class Takeover:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Look for as long as the context is open."""
-        task = asyncio.create_task(self._watch())
-        try:
+        async with beside(self._watch()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
         async with self._notifications.subscribed(IMPORTS_LEFT) as news:

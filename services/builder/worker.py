@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import asyncpg
 
+from libs.common.background import beside
 from libs.common.client import RegistryClient
 from libs.common.completion import in_thread
 from libs.common.errors import StowageError, Unavailable
@@ -94,13 +95,11 @@ class Worker:
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
         """Keep the imports from counting as lost while the context is open; stop them at its end."""
-        heartbeat = asyncio.create_task(self._beat())
-        try:
-            yield
-        finally:
-            await self.stop()
-            heartbeat.cancel()
-            await asyncio.gather(heartbeat, return_exceptions=True)
+        async with beside(self._beat()):
+            try:
+                yield
+            finally:
+                await self.stop()
 
     async def stop(self) -> None:
         """Stop what is being worked on: processes are killed, workspaces removed, imports handed back."""

@@ -8,6 +8,7 @@ import asyncpg
 from aiohttp import web
 from prometheus_client import Gauge
 
+from libs.common.background import beside
 from libs.common.conditional import KeptAnswers
 from libs.common.database import Pool, open_pool
 from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
@@ -57,10 +58,8 @@ async def database(app: web.Application) -> AsyncIterator[None]:
 async def token_use(app: web.Application) -> AsyncIterator[None]:
     """Notes of when tokens were used last."""
     authenticator = app[AUTHENTICATOR]
-    task = asyncio.create_task(authenticator.note_use_regularly(app[SETTINGS].token_use_interval_seconds))
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with beside(authenticator.note_use_regularly(app[SETTINGS].token_use_interval_seconds)):
+        yield
     with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         await authenticator.note_use()
 
@@ -123,10 +122,8 @@ async def sealing(app: web.Application) -> AsyncIterator[None]:
         "1 while the audit trail contradicts what was signed of it, and nothing more is signed.",
         registry=app[METRICS].registry,
     ).set_function(lambda: float(checkpoints.refusal is not None))
-    task = asyncio.create_task(seal_regularly(app[POOL], checkpoints, interval_seconds=settings.audit_seal_seconds))
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with beside(seal_regularly(app[POOL], checkpoints, interval_seconds=settings.audit_seal_seconds)):
+        yield
 
 
 CONTEXTS: tuple[CleanupContext, ...] = (database, token_use, bucket, publisher, differ, housekeeping, sealing)

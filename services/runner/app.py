@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
@@ -12,6 +12,7 @@ from typing import TypeAlias
 from aiohttp import web
 
 from libs.common.auth import Principal
+from libs.common.background import beside
 from libs.common.client import RegistryClient
 from libs.common.database import Notifications, open_pool
 from libs.common.idempotency import IDEMPOTENCY_KEYS, IdempotencyKeys
@@ -184,7 +185,7 @@ class _Parts:
             self._work = await stack.enter_async_context(_serving(worker, self.stopping))
             await stack.enter_async_context(_tidying(logs, uploads, turns, executor))
             keeping = keep_regularly(pool, objects, registry, settings.retention_days)
-            await stack.enter_async_context(_beside(keeping))
+            await stack.enter_async_context(beside(keeping))
             yield
 
     async def _executor(
@@ -244,16 +245,5 @@ async def _tidying(logs: RunLogs, uploads: Uploads, turns: Turns, executor: RunE
             except Exception:  # noqa: BLE001  # the next time may do better
                 _log.exception("not_tidied")
 
-    async with _beside(tidy()):
+    async with beside(tidy()):
         yield
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Do `work` for as long as the context is open."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

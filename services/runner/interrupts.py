@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from uuid import UUID
 
+from libs.common.background import beside
 from libs.common.database import Notifications, Pool, is_connection_lost
 from libs.common.log import get_logger
 from services.runner.store import lease_statuses
@@ -81,12 +82,8 @@ class Watch:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Look regularly for as long as the context is open."""
-        task = asyncio.create_task(self._look_regularly())
-        try:
+        async with beside(self._look_regularly()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     def news(self, run_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
         """An event that is set when the lease of a run, or the wish to cancel it, may have changed."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from libs.common.background import beside
 from libs.common.database import Pool, is_connection_lost
 from libs.common.log import get_logger
 from libs.common.models import RunState
@@ -76,12 +77,8 @@ class RunMetrics:
     @contextlib.asynccontextmanager
     async def watching_queue(self, pool: Pool) -> AsyncIterator[None]:
         """Look at the queue now and then for as long as the context is open: so a scrape costs no query."""
-        task = asyncio.create_task(self._look_at_queue(pool))
-        try:
+        async with beside(self._look_at_queue(pool)):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _look_at_queue(self, pool: Pool) -> None:
         while True:

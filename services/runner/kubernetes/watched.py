@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from libs.common.background import beside
 from libs.common.log import get_logger
 from services.runner.kubernetes.cluster import Cluster, ClusterAway, ClusterRefused, Kind, WatchExpired
 from services.runner.kubernetes.pauses import Pauses
@@ -44,12 +45,8 @@ class Watched(Generic[Item]):
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Watch for as long as the context is open."""
-        task = asyncio.create_task(self._watch())
-        try:
+        async with beside(self._watch()):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
         version: str | None = None
