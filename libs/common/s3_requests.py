@@ -228,7 +228,7 @@ def _persistently(
     learn: Callable[[int, Mapping[str, str]], bool],
     is_repeatable: Callable[[], bool],
 ) -> AWSResponse:
-    """Send until the answer is no error that passes; `learn` sees each, and may want another try at once."""
+    """Send until the answer is no error that passes; `learn` is shown answers, and may want another try at once."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             answer = send_once()
