@@ -137,7 +137,7 @@ class Worker:
         except HolderLost:
             _log.warning("import_taken_away", import_id=order.import_id)
         except DATABASE_ERRORS as failure:
-            # Unless its end is recorded already, it will count as lost, since no heartbeat is for it, and be taken over.
+            # Unless its end is recorded, it gets no more heartbeats: it will count as lost, and be taken over.
             _log.error("import_not_finished", import_id=order.import_id, error=str(failure))
         finally:
             del self._work_of[order.import_id], self._waiting[order.import_id]
